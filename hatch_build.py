@@ -27,8 +27,9 @@ COMPILED = {
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_connection",
         "http/client_identity", "http/connection_pool", "http/context", "http/downstream",
         "http/exchange", "http/open_clients", "http/retry", "http/upgrade", "http/upstream_request",
-        "http/worker_connection", "http1/chunked", "http1/fields", "http1/parser", "http1/request",
-        "http1/request_body", "http1/response", "listener/acceptor", "listener/eviction",
+        "http/worker_connection", "http1/chunked", "http1/field_lines", "http1/fields",
+        "http1/parser", "http1/request", "http1/request_body", "http1/response",
+        "http1/target_forms", "listener/acceptor", "listener/eviction",
         "listener/filter_chain", "listener/listeners", "listener/overload", "listener/overload_log",
         "listener/rejection", "metrics", "net/connector", "net/peer", "net/reactor",
         "net/socket_transport", "net/tcp_info", "net/timer_wheel", "net/transport",
@@ -37,7 +38,8 @@ COMPILED = {
         "service/fd_budget", "tcp/duplex", "tcp/session", "tls/transport",
     ),
     "worker/penstock_worker": (
-        "handoff/protocol", "handoff/receiver", "telemetry/counters",
+        "handoff/protocol", "handoff/receiver", "telemetry/access_log", "telemetry/counters",
+        "telemetry/log_field",
     ),
 }  # fmt: skip
 

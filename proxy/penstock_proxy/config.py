@@ -184,6 +184,8 @@ class Timeouts(FrozenModel):
     """A whole exchange, from the request's head to the response's last byte. 0: no limit."""
     keepalive: Positive = 75.0
     tunnel: Positive = 3600.0
+    half_closed: Positive = 60.0
+    """A tunnel or TCP connection of which one side has ended, without a byte from the other."""
     handshake: Positive = 10.0
     """Of TLS: from the connection to the first decrypted byte."""
     queue: Duration = 2.0
@@ -287,6 +289,9 @@ class ProxySettings(FrozenModel):
     # With fewer than one of them a worker would get nothing at all.
     handoff_window: Annotated[int, Field(ge=1, le=1024, strict=True), Divided(least=1)] = 64
     """Connections that were sent to one worker and are not accepted yet."""
+    abort_on_close: bool = False
+    """A client that ends its side of the connection after its request has left, and its request
+    is aborted. False: it is answered, unless it turns out to be gone."""
     access_log: str = "stdout"
     """"stdout", "off" or the path of a file."""
     access_log_format: Literal["json", "combined"] = "json"

@@ -78,6 +78,8 @@ SEND_TIMEOUT: Final = Fault("send_timeout", Side.CLIENT, 0, "")
 """The client stopped reading its response."""
 TOTAL_TIMEOUT: Final = Fault("total_timeout", Side.PROXY, 504, "the exchange took too long")
 TUNNEL_TIMEOUT: Final = Fault("tunnel_timeout", Side.PROXY, 0, "")
+HALF_CLOSED_TIMEOUT: Final = Fault("half_closed_timeout", Side.PROXY, 0, "")
+"""One side of a relayed connection had ended, and the other was silent for too long."""
 
 REJECTED: Final = frozenset({NO_WORKER, QUEUE_FULL, QUEUE_TIMEOUT})
 """No worker had begun to serve the request. Counted by reason as well."""

@@ -78,6 +78,8 @@ proxy → supervisor
                                                 answered, with what was wrong
     CHECKED       service, member, answered     a health check got no answer at all, or got one
                                                 again. An error status is an answer
+    STATS_PART    seq, service, series, rows    a part of the answer of that number. Parts of one
+                                                service are added up; the last message is STATS
     STATS         seq, metrics, pools           also unasked, before it exits; seq is null then
     PONG
     CROWDED       service, count                under handoff: so many wait for a place, and the
@@ -120,6 +122,7 @@ __all__ = [
     "REOPEN",
     "ROTATION",
     "STATS",
+    "STATS_PART",
     "TLS",
     "UNCOVER",
     "UNLINK",
@@ -156,3 +159,4 @@ TLS: Final = "tls"
 CERTIFICATE: Final = "certificate"
 DRAIN: Final = "drain"
 ROTATION: Final = "rotation"
+STATS_PART: Final = "stats_part"

@@ -24,7 +24,7 @@ from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.observability.collect import SnapshotCollector
 from penstock_supervisor.observability.rollout_measurements import RolloutMeasurements
-from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
+from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.process.reaper import Guardian
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.proxies import Proxies
@@ -44,6 +44,7 @@ from penstock_supervisor.rotation.rotation import Rotation
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
 from penstock_worker.telemetry.log_writer import LogWriter
+from penstock_worker.telemetry.loop_lag import LoopLag
 
 
 class _Closable(Protocol):
@@ -119,7 +120,8 @@ def assemble(
     services = resources.services
     guardian = opened(Guardian(loop, resources.privileges))
     output = opened(Output(loop, stdout=stdout, stderr=stderr))
-    loop_lag = opened(SupervisorLag())
+    loop_lag = opened(LoopLag(loop))
+    loop_lag.start()
     stats_poll = StatsPoll(basis.events, lambda child: rotation.member_state(child))  # noqa: PLW0108
     worker_checks = WorkerChecks(
         [one for one in services.values() if not one.has_proxy],

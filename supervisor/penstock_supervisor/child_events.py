@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from penstock_proxy.messages import RECONFIGURED
+from penstock_proxy.messages import RECONFIGURED, STATS_PART
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.diagnosis import wrong_address
 from penstock_supervisor.children.events import EventName, Events
@@ -172,6 +172,8 @@ class ChildEvents(ChildObserver[Child]):
     def _proxy_says(self, proxy: Child, command: object, message: Any) -> None:
         if command == RECONFIGURED:
             self._proxies.updates.answered(proxy, message)
+        elif command == STATS_PART:
+            self._stats_poll.part_came(proxy, message)
         elif not (isinstance(command, str) and self._rotation.handle_message(proxy, message)):
             _log.warning("%s says %.80r, which is not understood", proxy.name, message)
 

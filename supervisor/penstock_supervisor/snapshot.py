@@ -5,7 +5,7 @@ one. It has no references to the supervisor, so a view can be tested without sta
 No I/O, no clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -72,6 +72,8 @@ class ProcessView(NamedTuple):
     """What a worker says that it has counted itself: a `penstock_proxy.metrics.Series`."""
     is_silent: bool = False
     """It counts requests, and has not said in time how many: what is known of them is older."""
+    socket: str = ""
+    """Where proxies connect to it if not at its address: "unix:/path"."""
 
 
 class UnseenEnd(NamedTuple):
@@ -215,6 +217,8 @@ class ChildView:
     a worker a `penstock_proxy.metrics.Series`, for a proxy a `counter_carryover.Carryover`."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Number of its events so far, by name."""
+    socket: str = ""
+    """Where proxies connect to its current process if not at its address: "unix:/path"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +239,10 @@ class Snapshot:
     listener_fds: int
     channel_fds: int
     """Descriptors of the supervisor itself, by kind."""
-    loop_lag_s: float
+    loop_lag: Sequence[float]
+    """Of the supervisor's event loop: the counts of a histogram by bucket, and their sum."""
     tasks: int = 0
-    """Both are of the supervisor's event loop."""
+    """Of the same loop."""
     worker_checks: Mapping[str, Any] = field(default_factory=dict)
     """Health checks by the supervisor, for services without a proxy. It has the form of a proxy's
     answer to STATS."""

@@ -17,6 +17,7 @@ from penstock_proxy.http import exchange as exchange_module
 from penstock_proxy.http import upstream_request as upstream_request_module
 from penstock_proxy.http import worker_connection as worker_connection_module
 from penstock_proxy.http.client_connection import ClientConnection
+from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.listener import filter_chain as filter_chain_module
 from penstock_proxy.net.connector import Connecting
 from penstock_proxy.net.reactor import Reactor
@@ -109,6 +110,9 @@ class Wire(Transport):
     def is_reading(self) -> bool:
         return self._reading
 
+    def is_quiet(self) -> bool:
+        return not (self._closing or self._arriving)
+
     def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
 
@@ -123,8 +127,12 @@ class Wire(Transport):
         self._deliver()
         self._loop.run()
 
+    def arrive(self, data: bytes) -> None:
+        """Bytes for the proxy are in the kernel, and it has not looked since."""
+        self._arriving.append(data)
+
     def send_eof(self) -> None:
-        """Close the other end."""
+        """End the other side: a FIN. Nobody can know yet whether it still reads."""
         if not self._closing and not self._protocol.eof_received():
             self.close()
         self._loop.run()
@@ -241,8 +249,15 @@ class Network:
         return None
 
     def adopt(
-        self, _reactor: object, protocol: FirstReceiver, _stream: object, _high: int = 0
+        self,
+        _reactor: object,
+        protocol: FirstReceiver,
+        _stream: object,
+        _high: int = 0,
+        *,
+        first: bool = False,
     ) -> None:
+        assert first is isinstance(protocol, WorkerConnection)
         wire = Wire(self.loop, protocol)
         wire.full = self.full
         self.wires.append(wire)
@@ -281,6 +296,7 @@ class Harness:
         queue: float = 0.0,
         total: float = 0.0,
         retries: Retries = Retries(),  # noqa: B008 — it is frozen
+        abort_on_close: bool = False,
         **limits: int,
     ) -> None:
         """Build the service again."""
@@ -300,6 +316,7 @@ class Harness:
             timeouts=Timeouts(queue=queue, total=total, connect=5.0),
             limits=Limits(**{"head": 1024, **limits}),
             retries=retries,
+            abort_on_close=abort_on_close,
             access_log="off",
         )
         self.service = Service(
@@ -312,10 +329,11 @@ class Harness:
             lambda *_: None,
         )
 
-    def client(self) -> Wire:
+    def client(self, port: int = 0) -> Wire:
+        """Connect. `port`: what a PROXY header has reported."""
         self.fd_budget.clients += 1
         self.service.counters.active += 1
-        protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
+        protocol = ClientConnection(self.service, ("192.0.2.1", 5000), port=port)
         if protocol.counted_address:
             self.service.client_limit.acquire(protocol.counted_address)
         self.service.clients.add(protocol)

@@ -32,9 +32,7 @@ class Worker:
 
 
 def series_of(counters: ServiceCounters, *, dropped: int = 0) -> Series:
-    answer = snapshot(
-        {"web": counters}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={"web": dropped}
-    )
+    answer = snapshot({"web": counters}, fds={"client": 2}, log_dropped={"web": dropped})
     series: Series = json.loads(json.dumps(answer))["services"]["web"]
     return series
 
@@ -155,15 +153,15 @@ def test_errors_and_rejections_exist_before_they_happen() -> None:
 
 
 def test_the_figures_of_the_process_are_beside_those_of_its_services() -> None:
-    answer = snapshot({}, fds={"client": 2}, loop_lag_s=0.5, log_dropped={})
-    assert answer == {"fds": {"client": 2}, "loop_lag_s": 0.5, "tasks": 0, "services": {}}
+    answer = snapshot({}, fds={"client": 2}, loop_lag=(1, 0.5), log_dropped={})
+    assert answer == {"fds": {"client": 2}, "loop_lag": [1, 0.5], "tasks": 0, "services": {}}
 
 
 def test_dropped_log_lines_are_counted_and_default_to_zero() -> None:
     assert series_of(ServiceCounters(), dropped=7)["penstock_access_log_lines_dropped_total"] == {
         "": 7
     }
-    answer = snapshot({"web": ServiceCounters()}, fds={}, loop_lag_s=0, log_dropped={})
+    answer = snapshot({"web": ServiceCounters()}, fds={}, log_dropped={})
     assert answer["services"]["web"]["penstock_access_log_lines_dropped_total"] == {"": 0}
 
 

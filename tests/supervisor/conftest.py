@@ -15,6 +15,7 @@ import pytest
 from penstock_proxy import metrics
 from penstock_proxy.metrics import RemovedWorkers, ServiceCounters
 from penstock_supervisor.snapshot import ChildView, Snapshot
+from penstock_worker.telemetry.loop_lag import LagHistogram
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +50,13 @@ def counters() -> ServiceCounters:
     return counted
 
 
+def lag(seconds: float) -> list[float]:
+    """A loop that has been late once."""
+    histogram = LagHistogram()
+    histogram.observe(seconds)
+    return histogram.flat()
+
+
 def row(slot: int, health: str = "up", **more: Any) -> dict[str, Any]:
     return {
         "member": slot, "slot": slot, "address": f"127.0.0.1:810{slot}", "weight": 1,
@@ -61,7 +69,7 @@ def proxy_stats(**pools: list[dict[str, Any]]) -> dict[str, Any]:
     series = metrics.snapshot(
         {"web": counters()},
         fds={"listener": 1, "client": 2, "upstream": 3, "other": 9},
-        loop_lag_s=0.002,
+        loop_lag=lag(0.002),
         tasks=3,
         log_dropped={},
     )
@@ -112,6 +120,6 @@ def snapshot(*children: ChildView, **changes: Any) -> Snapshot:
             },
         },
         "uptime_s": 12.0, "ready": True, "stopping": False,
-        "listener_fds": 3, "channel_fds": 3, "loop_lag_s": 0.001, "tasks": 4,
+        "listener_fds": 3, "channel_fds": 3, "loop_lag": lag(0.001), "tasks": 4,
     }  # fmt: skip
     return Snapshot(**{**values, **changes})

@@ -91,6 +91,8 @@ async def app(scope, receive, send):
         while not Path("finish").exists():
             await asyncio.sleep(0.01)
         await respond(send, b"slow")
+    elif scope["path"] == "/headers":
+        await respond(send, repr((scope["client"], scope["server"])).encode())
     else:
         await respond(send, b"hello")
 

@@ -24,6 +24,7 @@ import sys
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,7 +159,7 @@ class Worker:
                 connections.close()
                 if self._proxy_headers is not None:
                     self._proxy_headers.close()
-                source.sock.close()
+                source.close()
                 self._supervisor.stop()
                 if recorder is not None:
                     recorder.close()
@@ -310,7 +311,7 @@ def run(
         try:
             with hooks:
                 source = sources.find_source(environment)
-                with source.sock:
+                with closing(source):
                     main = worker.run(app_loader.load(arguments[0]), source)
                     return program_exit.run(runner, main, worker.on_program_exit)
         except (ListenError, LoadError) as error:
@@ -339,7 +340,7 @@ def _source_for(program: Program, source: Source, environ: Mapping[str, str]) ->
             'set mode = "udp"'
         )
     # Only now is it known that the program wants datagrams from its port.
-    source.sock.close()
+    source.close()
     return Source("datagram", sources.own_port(environ, "datagram"), own=True)
 
 

@@ -5,7 +5,7 @@ what follows from a state. No I/O, no clock.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.config import Health, Target
@@ -84,3 +84,18 @@ def member_of(target: Target, health: Health) -> Member:
         reason=reason,
         is_upstream=target.upstream,
     )
+
+
+def row_of(member: Member) -> dict[str, Any]:
+    """The member as plain values, for the status page and the metrics."""
+    return {
+        "member": member.number,
+        "slot": member.slot,
+        "address": member.address,
+        "weight": member.weight,
+        "health": member.state.value,
+        "active": member.active,
+        "failures": member.consecutive_failures,
+        "ejections": member.ejections,
+        "reason": member.reason,
+    }

@@ -18,7 +18,7 @@ See docs/decisions/0011-traffic-ejects-checks-decide.md.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
-from penstock_proxy.balancing.member import Member, member_of
+from penstock_proxy.balancing.member import Member, member_of, row_of
 from penstock_proxy.balancing.member_state import (
     PROCESS_CHANGES,
     MemberEvent,
@@ -316,20 +316,7 @@ class Pool:
 
     def snapshot(self) -> list[dict[str, Any]]:
         """The members as plain values, for the status page and the metrics."""
-        return [
-            {
-                "member": member.number,
-                "slot": member.slot,
-                "address": member.address,
-                "weight": member.weight,
-                "health": member.state.value,
-                "active": member.active,
-                "failures": member.consecutive_failures,
-                "ejections": member.ejections,
-                "reason": member.reason,
-            }
-            for member in self.members
-        ]
+        return [row_of(member) for member in self.members]
 
     def _may_eject(self) -> bool:
         """Never the last member, and never more than `max_ejected` of those whose checks pass."""

@@ -29,9 +29,10 @@ from penstock_proxy.errors import (
 from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.http1 import parser
+from penstock_proxy.http1 import parser, target_forms
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import MAX_CACHED_HEAD, PreparedRequest, RepeatedHead
+from penstock_proxy.net.half_closed import has_left
 from penstock_proxy.net.timer_wheel import NEVER
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.net.unread_input import has_unread
@@ -81,7 +82,7 @@ class ClientConnection(ClientIdentity):
         self.tls = tls
         self.buffer = b""
         self.exchange: Exchange | None = None
-        self.blocked = False
+        self.blocked = self.at_eof = False
         self.deadline = NEVER
         self.bucket = NEVER
         self._head_timer_runs = True
@@ -165,13 +166,14 @@ class ClientConnection(ClientIdentity):
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
-        if line.minor and line.target.startswith(b"/"):
+        if line.is_plain:
             start = head[: line.end]
             if prepared is self._prepared and line == self._line:
                 self._remember(head, line, prepared, start)
             self._line, self._prepared = line, prepared
         else:
-            start = b"%b %b HTTP/1.1\r\n" % (line.method, parser.worker_target(line))
+            target = target_forms.for_worker(line.method, line.target)
+            start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
         exchange = self._start_exchange(line, prepared, start)
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""
@@ -288,12 +290,14 @@ class ClientConnection(ClientIdentity):
         self.transport.resume_reading()
         if self.buffer:
             self._process_buffer()
+        if self.at_eof:
+            self._serve_the_last()
 
     def _end(self, *, linger: bool) -> None:
         """Close when all is written; `linger`: the client may still send."""
         self._closing = True
         self.buffer = b""
-        if linger and not self.transport.is_closing():
+        if linger and not (self.at_eof or self.transport.is_closing()):
             self.transport.write_eof()
             self.transport.resume_reading()
             self.service.timers.arm_in(self, _LINGER_S)
@@ -425,14 +429,40 @@ class ClientConnection(ClientIdentity):
             self.service.timers.arm_in(self, self.service.timeouts.keepalive)
             self.transport.resume_reading()
             self._process_buffer()
+            if self.at_eof:
+                self._serve_the_last()
         elif self.exchange.connection is not None:
             self.exchange.expire_in(self.service.timeouts.body)
             self.exchange.connection.transport.resume_reading()
 
     def eof_received(self) -> bool:
-        # A half-closed connection looks like a closed one until something is written to it.
-        # Like nginx we treat it as closed; but the writes of a closing connection finish.
-        return False
+        """The client sends no more. What it has sent as a whole is answered; see decision 0021."""
+        exchange, transport = self.exchange, self.transport
+        if self._closing or self.service.config.abort_on_close:
+            return False
+        if exchange is None:
+            if not (self.blocked and self.buffer):
+                return False
+        elif not exchange.request_done or has_left(transport.borrow()):
+            return False
+        elif not self.buffer:
+            exchange.be_the_last()
+        self.at_eof = True
+        return True
+
+    def _serve_the_last(self) -> None:
+        """The client has ended its side, and the next of its requests was looked for: close after
+        the last one, or at once if none of what is left is whole."""
+        exchange = self.exchange
+        if self._is_processing or self._closing:
+            return
+        if exchange is None:
+            if not self.blocked:
+                self._end(linger=False)
+        elif not exchange.request_done:
+            self.transport.close()
+        elif not self.buffer:
+            exchange.be_the_last()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True

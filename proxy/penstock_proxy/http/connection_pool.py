@@ -11,9 +11,16 @@ the worker's own (`Keep-Alive: timeout`), or the shortest idle time after which 
 closed a connection, less one second. In addition the kernel is asked whether the connection is
 still established. If it is closed all the same, `tcp_info` finds out whether the request was
 read.
+
+A connection on which anything has come since its last response, or its end, carries no request.
+What the reactor found in this turn was read before the request was; where it may not have looked,
+the kernel is asked (`Transport.is_quiet`). What is left is the time from the reactor's poll to the
+write at the end of the turn. What comes then is in the kernel behind the request, and cannot be
+told from a quick response: HTTP/1.1 does not number them.
 """
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
@@ -103,7 +110,8 @@ class ConnectionPool:
                 connection = WorkerConnection(
                     member, receiver, responses, self._connection_lost, self.note_idle_close
                 )
-                adopt(service.reactor, connection, stream, service.config.limits.buffer)
+                limit = service.config.limits.buffer
+                adopt(service.reactor, connection, stream, limit, first=True)
 
         connecting = connect(service.loop, service.addresses[member.number], done, proxy_header)
         if connecting is not None:
@@ -127,7 +135,9 @@ class ConnectionPool:
         idle = self._idle.get(member.number)
         while idle:
             connection = idle.pop()
-            if connection.transport.is_closing():
+            if not connection.transport.is_quiet():
+                # It reads what has come, or its end, in its turn. For this request that is too
+                # late: it would take those bytes for its response.
                 continue
             # Each has a time-out of its own, and `tick` looks at the oldest only.
             if connection.idle_since + connection.max_idle_s >= now:
@@ -189,8 +199,12 @@ class ConnectionPool:
     def drop(self, number: int) -> None:
         """Close a worker's idle connections: it is out of the rotation, or removed."""
         self._closes_after.pop(number, None)
-        for connection in self._idle.pop(number, ()):
-            connection.transport.close()
+        if idle := self._idle.pop(number, None):
+            self._close(idle)
+
+    def _close(self, connections: Iterable[WorkerConnection]) -> None:
+        """Close all of these, which are not among the idle ones any more."""
+        self._service.reactor.slices.run(_closing(connections))
 
     def drop_all(self) -> None:
         """Close the idle connections of all workers."""
@@ -202,22 +216,31 @@ class ConnectionPool:
         whatever their worker. Returns how many."""
         oldest = [(idle[0].idle_since, number) for number, idle in self._idle.items() if idle]
         heapify(oldest)
-        ended = 0
-        while oldest and ended < count:
+        ended: list[WorkerConnection] = []
+        while oldest and len(ended) < count:
             number = oldest[0][1]
             idle = self._idle[number]
-            idle.popleft().transport.close()
-            ended += 1
+            ended.append(idle.popleft())
             if idle:
                 heapreplace(oldest, (idle[0].idle_since, number))
             else:
                 heappop(oldest)
-        return ended
+        self._close(ended)
+        return len(ended)
 
     def tick(self, now: float) -> None:
         """Close connections that have been idle for as long as they may be."""
+        overdue: list[WorkerConnection] = []
         for idle in self._idle.values():
             while idle and idle[0].idle_since + idle[0].max_idle_s < now:
-                idle.popleft().transport.close()
+                overdue.append(idle.popleft())
+        if overdue:
+            self._close(overdue)
         for number in [n for n, (_, until) in self._closes_after.items() if until < now]:
             del self._closes_after[number]
+
+
+def _closing(connections: Iterable[WorkerConnection]) -> Iterator[None]:
+    for connection in connections:
+        connection.transport.close()
+        yield

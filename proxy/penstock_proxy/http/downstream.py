@@ -20,6 +20,7 @@ class Downstream(ClientHandle):
 
     __slots__ = (
         "address",
+        "at_eof",
         "blocked",
         "bucket",
         "buffer",
@@ -33,6 +34,8 @@ class Downstream(ClientHandle):
     # First: compiled, it then shares a word with what the compiler adds for the others.
     blocked: bool
     """Writes are paused: the client does not read fast enough."""
+    at_eof: bool
+    """It sends no more, and waits for the rest of its responses."""
     service: HttpContext
     transport: Transport
     address: str

@@ -7,7 +7,7 @@ connections that is all of them, with many the next ones in turn. Must not know:
 looks (`listener.overload`), or what a connection does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from penstock_proxy.config import Timeouts
@@ -87,6 +87,14 @@ class OpenClients:
 
     def __iter__(self) -> Iterator[ClientHandle]:
         return iter(self._clients)
+
+    def each(self, action: Callable[[ClientHandle], object]) -> Iterator[None]:
+        """Call `action` for each that is open now, one in each step, if it still is then."""
+        clients = self._clients
+        for client in tuple(clients):
+            if client in clients:
+                action(client)
+            yield
 
     def next_batch(self, limit: int) -> list[ClientHandle]:
         """The next ones in turn, at most `limit`; all, if there are not more."""

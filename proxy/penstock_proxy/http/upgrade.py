@@ -24,9 +24,7 @@ def head(response: Response) -> bytes:
 def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -> None:
     """Join the two connections of an exchange to one duplex."""
     service = client.service
-    half = ClientHalf(
-        service.loop, service.counters, service.timers, service.timeouts.tunnel, owner
-    )
+    half = ClientHalf(service.loop, service.counters, service.timers, service.timeouts, owner)
     service.relays[owner] = half
     half.transport, half.worker.transport = client.transport, connection.transport
     client.transport.set_protocol(half)
@@ -40,3 +38,5 @@ def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -
     # Last: this write may block the worker's transport.
     if client.buffer:
         connection.transport.write(client.buffer)
+    if client.at_eof:
+        half.eof_received()

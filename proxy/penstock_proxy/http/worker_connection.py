@@ -130,6 +130,7 @@ class WorkerConnection:
         "_body_left",
         "_buffer",
         "_chunked",
+        "_connection_options",
         "_framing",
         "_in_head",
         "_interim_count",
@@ -179,6 +180,7 @@ class WorkerConnection:
         self._framing = LENGTH
         self._body_left = 0
         self._chunked: Chunked | None = None
+        self._connection_options: frozenset[bytes] = frozenset()
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -282,6 +284,7 @@ class WorkerConnection:
         elif response.chunked:
             self._framing = BodyFraming.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
+            self._connection_options = response.connection
         elif response.length != NO_LENGTH:
             self._framing = LENGTH
             self._body_left = response.length
@@ -313,7 +316,10 @@ class WorkerConnection:
         if chunked.done:
             if chunked.rest:
                 self.max_idle_s = 0.0
-            self._complete(receiver, keep_response_trailers(chunked.trailers))
+            trailers = chunked.trailers
+            if trailers:
+                trailers = keep_response_trailers(trailers, self._connection_options)
+            self._complete(receiver, trailers)
 
     def _complete(self, receiver: ResponseReceiver, trailers: bytes) -> None:
         self._chunked = None
@@ -336,14 +342,18 @@ class WorkerConnection:
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        if error is not None and self.receiver is not None:
-            self._read_pending()
+        if error is not None and self.receiver is not None and self._read_pending():
+            # The end of a unix socket: a write that fails at once may come before it is read.
+            is_unix = tcp_info.is_unix(self.transport)
+            ended = is_unix and isinstance(error, BrokenPipeError)
+        else:
+            ended = error is None
         receiver, self.receiver = self.receiver, None
         # Not before: a response that was read just now has put the connection into the pool.
         self._on_lost(self)
         if receiver is None:
             return
-        if not self._in_head and self._framing is BodyFraming.UNTIL_CLOSE and error is None:
+        if not self._in_head and self._framing is BodyFraming.UNTIL_CLOSE and ended:
             receiver.response_complete(b"")
         else:
             fault = WORKER_CLOSED if error is None else WORKER_RESET
@@ -362,8 +372,9 @@ class WorkerConnection:
         ) or tcp_info.is_unacknowledged(self.transport, receiver.request_size(), error)
         return Failure.CLOSED if unread else Failure.STALE
 
-    def _read_pending(self) -> None:
-        """Read a response that is still in the kernel although the connection was reset.
+    def _read_pending(self) -> bool:
+        """Read a response that is still in the kernel although the connection was reset. True: it
+        was read up to the worker's own end.
 
         A worker may respond and close before it has read the whole request (a 413). That close
         is a reset. The kernel keeps the data that arrived before it. The transport stopped
@@ -374,7 +385,8 @@ class WorkerConnection:
             try:
                 data = os.read(sock.fileno(), _PENDING_READ)
             except OSError:
-                return
+                return False
             if not data:
-                return
+                return True
             self.data_received(data)
+        return False

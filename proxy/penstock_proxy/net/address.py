@@ -5,7 +5,10 @@ Owns: the form of an address in the configuration and in messages: "host:port", 
 """
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+MAX_PATH: Final = 107
+"""Bytes of a unix socket's path (unix(7): 108 with the zero byte)."""
 
 
 class Address(NamedTuple):
@@ -25,8 +28,8 @@ def parse_address(text: str) -> Address:
     """Read "host:port", "[v6]:port" or "unix:/path"; ValueError says what was expected."""
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
-        if not path or len(path.encode()) > 107 or "\0" in path:
-            raise ValueError("expected a path of 1 to 107 bytes after unix:")
+        if not path or len(path.encode()) > MAX_PATH or "\0" in path:
+            raise ValueError(f"expected a path of 1 to {MAX_PATH} bytes after unix:")
         return Address(path=path)
     match = re.fullmatch(
         r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:\[\]/,]+)):([0-9]{1,5})", text

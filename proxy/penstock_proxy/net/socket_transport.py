@@ -23,8 +23,9 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
-from penstock_proxy.net.reactor import ERROR, IN, OUT, PEER_CLOSED, URGENT, Reactor
+from penstock_proxy.net.reactor import ERROR, HANGUP, IN, OUT, PEER_CLOSED, URGENT, Reactor
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
+from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
 
 HIGH_WATER: Final = 64 << 10
@@ -50,8 +51,10 @@ class SocketTransport(Transport):
         "_error",
         "_events",
         "_fd",
+        "_first",
         "_high_water",
         "_lost",
+        "_may_have_more",
         "_paused",
         "_protocol",
         "_reactor",
@@ -59,13 +62,21 @@ class SocketTransport(Transport):
         "_sock",
         "_unsent",
         "_unsent_bytes",
+        "_watches_errors",
         "_writer_paused",
     )
 
     def __init__(
-        self, reactor: Reactor, fd: int, protocol: Receiver, high_water: int = HIGH_WATER
+        self,
+        reactor: Reactor,
+        fd: int,
+        protocol: Receiver,
+        high_water: int = HIGH_WATER,
+        *,
+        first: bool = False,
     ) -> None:
         self._reactor = reactor
+        self._first = first
         self._fd = fd
         self._protocol = protocol
         self._unsent: deque[bytes] | None = None
@@ -80,7 +91,11 @@ class SocketTransport(Transport):
         self._read_size = _SMALL_READ
         self._paused = False
         """The receiver does not want to read."""
+        self._may_have_more = False
+        """The last read has not shown that the kernel has no more."""
         self._at_eof = False
+        self._watches_errors = True
+        """After the end of file: a reset is to be reported."""
         self._eof_written = False
         """`write_eof` was called: shut down for writing when all is written."""
         self._writer_paused = False
@@ -96,6 +111,8 @@ class SocketTransport(Transport):
         if self._events & OUT and events & ~IN:
             self._flush()
         if self._closing or not (self._events & IN and events & ~OUT):
+            if self._at_eof and events & (ERROR | HANGUP):
+                self._ended(events)
             return
         size = self._read_size
         try:
@@ -117,6 +134,7 @@ class SocketTransport(Transport):
         """The read filled its buffer, or the peer has shut down its side."""
         size = self._read_size
         if data:
+            self._may_have_more = True
             if len(data) == size:
                 if size < self._high_water * _MAX_READ_FACTOR:
                     self._read_size = size * 2
@@ -136,6 +154,19 @@ class SocketTransport(Transport):
             self._update_events()
         else:
             self.close()
+
+    def _ended(self, events: int) -> None:
+        """After its end of file the peer has reset the connection, or closed its reading side."""
+        if self._closing:
+            return
+        if events & ERROR:
+            number = self.borrow().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._fail(ConnectionResetError(number, os.strerror(number)))
+        else:
+            # Both directions have ended without an error. The receiver closes when it wants to;
+            # until then epoll would report this again and again.
+            self._watches_errors = False
+            self._update_events()
 
     def _flush(self) -> None:
         unsent = self._unsent
@@ -173,7 +204,10 @@ class SocketTransport(Transport):
     def _update_events(self) -> None:
         """Tell the reactor which events to wait for."""
         events = 0
-        if not (self._paused or self._at_eof or self._closing):
+        if self._at_eof:
+            # Nothing is left to read, but the peer may still reset the connection.
+            events = ERROR if self._watches_errors and not self._closing else 0
+        elif not (self._paused or self._closing):
             events = IN
         if self._unsent is not None:
             events |= OUT
@@ -183,7 +217,7 @@ class SocketTransport(Transport):
         if not events:
             self._reactor.unregister(self._fd)
         elif not before:
-            self._reactor.register(self._fd, self, events)
+            self._reactor.register(self._fd, self, events, first=self._first)
         else:
             self._reactor.modify(self._fd, events)
 
@@ -264,6 +298,14 @@ class SocketTransport(Transport):
     def is_reading(self) -> bool:
         return not (self._paused or self._closing)
 
+    def is_quiet(self) -> bool:
+        if self._closing:
+            return False
+        if self._may_have_more or not self._reactor.is_current:
+            self._may_have_more = not is_silent(self.borrow())
+            return not self._may_have_more
+        return True
+
     # -- receiver and socket
 
     def set_protocol(self, protocol: Receiver) -> None:
@@ -321,16 +363,22 @@ class SocketTransport(Transport):
 
 
 def adopt(
-    reactor: Reactor, protocol: FirstReceiver, stream: Stream, high_water: int = HIGH_WATER
+    reactor: Reactor,
+    protocol: FirstReceiver,
+    stream: Stream,
+    high_water: int = HIGH_WATER,
+    *,
+    first: bool = False,
 ) -> None:
     """Give a connected stream to a receiver; its `connection_made` is called before this returns.
 
-    `high_water`: bytes that may wait to be written before the receiver has to pause.
+    `high_water`: bytes that may wait to be written before the receiver has to pause. `first`: it is
+    read before the connections without this.
     """
     fd = stream.fileno()
     if stream.blocks:
         os.set_blocking(fd, False)
-    transport = SocketTransport(reactor, fd, protocol, high_water)
+    transport = SocketTransport(reactor, fd, protocol, high_water, first=first)
     stream.detach()
     protocol.connection_made(transport)
     try:

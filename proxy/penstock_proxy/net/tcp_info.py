@@ -83,6 +83,12 @@ def is_unacknowledged(transport: Transport, size: int, error: Exception | None) 
     return sent - sent_again - (acked - 1) >= size
 
 
+def is_unix(transport: Transport) -> bool:
+    """Is it a unix socket?"""
+    sock = transport.borrow()
+    return sock is not None and sock.fileno() >= 0 and sock.family == socket.AF_UNIX
+
+
 def _tcp_info(sock: socket.socket, layout: struct.Struct) -> tuple[int, ...] | None:
     """These fields of struct tcp_info; None: the kernel cannot be asked, or does not have them."""
     try:

@@ -13,6 +13,8 @@ See docs/decisions/0015-timer-wheel.md.
 """
 
 import logging
+from collections import deque
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 TICK_S: Final = 0.25
@@ -33,13 +35,12 @@ class HasDeadline(Protocol):
 _log = logging.getLogger("penstock.proxy")
 
 NEVER: Final = float("inf")
-_EMPTY: Final[tuple[float, set[HasDeadline]]] = (NEVER, set())
 
 
 class TimerWheel:
     """The wheel. `now` is the time of the last tick, precise enough for most uses."""
 
-    __slots__ = ("_buckets", "_next_index", "now")
+    __slots__ = ("_buckets", "_due", "_next_index", "now")
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -47,6 +48,8 @@ class TimerWheel:
         """The oldest bucket that is not due yet."""
         self._buckets: dict[int, tuple[float, set[HasDeadline]]] = {}
         """By index: when it begins, and its content. All in it share that one float."""
+        self._due: deque[tuple[float, set[HasDeadline]]] = deque()
+        """Buckets that have passed, and what of them was not looked at yet."""
 
     def arm(self, timed: HasDeadline, deadline: float) -> None:
         """Set a deadline. Cheap if it is later than the previous one."""
@@ -72,19 +75,37 @@ class TimerWheel:
 
     def tick(self, now: float) -> None:
         """Expire what is due in every bucket that has passed."""
+        for _ in self.advance(now):
+            pass
+
+    def advance(self, now: float) -> Iterator[None]:
+        """It is `now`. Going through what is returned expires what is due, one in each step:
+        a bucket may have all clients of a proxy. Timers may be set and moved between two steps."""
         self.now = now
         current = int(now / TICK_S)
         while self._next_index < current:
-            start, due = self._buckets.pop(self._next_index, _EMPTY)
+            bucket = self._buckets.pop(self._next_index, None)
             self._next_index += 1
-            for timed in due:
-                # The `expired` of another one may have moved or disarmed it meanwhile.
-                if timed.bucket == start:
-                    timed.bucket = NEVER
-                    if timed.deadline <= now:
-                        self._expire(timed)
-                    elif timed.deadline != NEVER:
-                        self._insert(timed)
+            if bucket is not None:
+                self._due.append(bucket)
+        return self._expire_due()
+
+    def _expire_due(self) -> Iterator[None]:
+        buckets = self._due
+        while buckets:
+            start, due = buckets[0]
+            if not due:
+                buckets.popleft()
+                continue
+            timed = due.pop()
+            # The `expired` of another one may have moved or disarmed it meanwhile.
+            if timed.bucket == start:
+                timed.bucket = NEVER
+                if timed.deadline <= self.now:
+                    self._expire(timed)
+                elif timed.deadline != NEVER:
+                    self._insert(timed)
+            yield
 
     def _expire(self, timed: HasDeadline) -> None:
         """Call `expired`. An exception in one call must not cost the others their deadlines."""

@@ -75,6 +75,14 @@ class Transport:
     def is_reading(self) -> bool:
         raise NotImplementedError
 
+    def is_quiet(self) -> bool:
+        """Is it open, and has nothing come that was not read yet, nor its end?
+
+        To be asked of one that is being read, before a request is written to it: what has come
+        before cannot be the answer. Only connections to workers know it.
+        """
+        raise NotImplementedError
+
     def get_write_buffer_size(self) -> int:
         """Bytes that were written and are not in the kernel yet."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """Has a peer sent something that was not read yet?
 
 Owns the question to the kernel. A connection that looks idle here may have its next request in
-the kernel already, and must not be closed then. Must not know: what would be read.
+the kernel already, and must not be closed then; or it may have bytes that nobody asked for, and
+must not be used then. Must not know: what would be read.
 """
 
 import socket
@@ -18,3 +19,14 @@ def has_unread(sock: socket.socket | None) -> bool:
         return bool(sock.recv(1, _PEEK))
     except OSError:
         return False
+
+
+def is_silent(sock: socket.socket) -> bool:
+    """Has the kernel nothing of the peer: neither bytes, nor its end, nor an error?"""
+    try:
+        sock.recv(1, _PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -54,8 +54,8 @@ class CommandTarget:
         """Send a message to the supervisor."""
         raise NotImplementedError
 
-    def stats(self) -> Message:
-        """The content of the answer to STATS."""
+    def answer_stats(self, seq: int) -> None:
+        """Send the answer to STATS, in parts."""
         raise NotImplementedError
 
 
@@ -241,7 +241,7 @@ def _reopen(process: CommandTarget, _: Message) -> None:
 
 
 def _stats(process: CommandTarget, message: Message) -> None:
-    process.send({"cmd": messages.STATS, "seq": message["seq"], **process.stats()})
+    process.answer_stats(message["seq"])
 
 
 _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {

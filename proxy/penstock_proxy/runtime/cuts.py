@@ -13,7 +13,7 @@ clients is the end of a complete message.
 """
 
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from penstock_proxy.balancing.pool import Member
@@ -21,6 +21,7 @@ from penstock_proxy.handoff.pending import Pending
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
+from penstock_proxy.http.open_clients import ClientHandle
 from penstock_proxy.service.context import RelayOwner
 
 
@@ -31,6 +32,8 @@ class _AtWorker(NamedTuple):
     exchanges: list[tuple[ClientConnection, Exchange]]
     """Some of them may be upgraded, or will be."""
     sessions: list[RelayOwner]
+    looking: Iterator[None]
+    """All clients are looked at for it; at its end all is known that it has."""
 
 
 class Cuts:
@@ -49,28 +52,52 @@ class Cuts:
         found = service.pool.member(number)
         # Without anything in flight, not all clients are looked through for it.
         if found.active:
-            at_worker = _held_by(service, found)
-            if at_worker.exchanges or at_worker.sessions:
-                self._loop.call_later(seconds, self._cut_worker, service, at_worker)
+            # It is not picked any more, so what it has while we look is what it has now.
+            exchanges: list[tuple[ClientConnection, Exchange]] = []
+            sessions: list[RelayOwner] = []
+            looking = _look(service, found, exchanges, sessions)
+            at_worker = _AtWorker(found, exchanges, sessions, looking)
+            self._loop.call_later(seconds, self._cut_worker, service, at_worker)
+            service.reactor.slices.run(looking)
 
     def _cut_service(self, service: HttpContext) -> None:
-        count = sum(client.cut() for client in tuple(service.clients))
-        count += sum(relay.cut() for relay in tuple(service.relays.values()))
-        waiting = [one for one in service.queue if isinstance(one, Pending)]
-        count += sum(one.cut() for one in waiting)
+        service.reactor.slices.run(self._cutting(service))
+
+    def _cutting(self, service: HttpContext) -> Iterator[None]:
+        count = 0
+
+        def cut(client: ClientHandle) -> None:
+            nonlocal count
+            count += client.cut()
+
+        yield from service.clients.each(cut)
+        for owner, relay in tuple(service.relays.items()):
+            if service.relays.get(owner) is relay:
+                count += relay.cut()
+            yield
+        for one in tuple(service.queue):
+            if isinstance(one, Pending) and one in service.queue:
+                count += one.cut()
+            yield
         self._report(count)
 
     def _cut_worker(self, service: HttpContext, at_worker: _AtWorker) -> None:
+        service.reactor.slices.run(self._cutting_worker(service, at_worker))
+
+    def _cutting_worker(self, service: HttpContext, at_worker: _AtWorker) -> Iterator[None]:
+        yield from at_worker.looking
         member, relays = at_worker.member, service.relays
         count = 0
         for client, exchange in at_worker.exchanges:
             if client.exchange is exchange and exchange.member is member:
                 upgraded = relays.get(exchange)
                 count += cut_exchange(client, exchange) if upgraded is None else upgraded.cut()
+            yield
         for session in at_worker.sessions:
             relay = relays.get(session)
             if relay is not None and session.member is member:
                 count += relay.cut()
+            yield
         self._report(count)
 
     def _report(self, count: int) -> None:
@@ -86,16 +113,20 @@ def cut_exchange(client: ClientConnection, exchange: Exchange) -> bool:
     return client.exchange is not exchange
 
 
-def _held_by(service: HttpContext, member: Member) -> _AtWorker:
-    exchanges = []
-    for client in service.clients:
+def _look(
+    service: HttpContext,
+    member: Member,
+    exchanges: list[tuple[ClientConnection, Exchange]],
+    sessions: list[RelayOwner],
+) -> Iterator[None]:
+    """Add what the member has to both lists."""
+    for client in tuple(service.clients):
         if isinstance(client, ClientConnection):
             exchange = client.exchange
             if exchange is not None and exchange.member is member:
                 exchanges.append((client, exchange))
-    sessions = [
-        owner
-        for owner in service.relays
-        if owner.member is member and not isinstance(owner, Exchange)
-    ]
-    return _AtWorker(member, exchanges, sessions)
+        yield
+    for owner in tuple(service.relays):
+        if owner.member is member and not isinstance(owner, Exchange):
+            sessions.append(owner)
+        yield

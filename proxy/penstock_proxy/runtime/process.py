@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -41,6 +41,7 @@ from penstock_worker.channel import channel
 from penstock_worker.channel.channel import Channel, Message
 from penstock_worker.contract import EXIT_FAILED
 from penstock_worker.net import lingering_close
+from penstock_worker.telemetry.loop_lag import RESOLUTION_S
 
 _EXIT_SUPERVISOR_LOST: Final = 1
 _LAST_WORD_S: Final = 0.5
@@ -69,7 +70,7 @@ class Proxy(CommandTarget, Reports):
         self._finished: asyncio.Future[int] = loop.create_future()
         self._draining = False
         self._tick_due = 0.0
-        self._lag_s = 0.0
+        self._is_ticking = False
 
     async def run(self, channel_: Channel) -> int:
         """Run until the end. Returns the exit status: 0 after a drain."""
@@ -86,7 +87,8 @@ class Proxy(CommandTarget, Reports):
             self.send({"cmd": messages.READY})
             await self.services.run_checks(self._finished)
             # What it has counted since it was last asked.
-            self.send({"cmd": messages.STATS, "seq": None, **self.stats()})
+            for message in self._stats(None):
+                self.send(message)
             self._channel.flush(_LAST_WORD_S)
         self.services.close_logs()
         self._spare.close()
@@ -182,25 +184,39 @@ class Proxy(CommandTarget, Reports):
     def crowded(self, service: str, count: int) -> None:
         self.send({"cmd": messages.CROWDED, "service": service, "count": count})
 
-    def stats(self) -> Message:
-        """The content of the answer to STATS."""
+    def answer_stats(self, seq: int) -> None:
+        self._reactor.slices.run(map(self.send, self._stats(seq)))
+
+    def _stats(self, seq: int | None) -> Iterator[Message]:
+        """The messages of the answer to STATS."""
         return stats.answer(
-            self.services.by_name.values(),
+            seq,
+            tuple(self.services.by_name.values()),
             self.services.departed(),
             self._fd_budget,
             self._loop,
-            self._lag_s,
+            self._reactor.lag,
         )
 
     def _tick(self) -> None:
         now = monotonic()
-        self._lag_s = max(0.0, now - self._tick_due)
+        # What takes long is counted where it is done; here is seen what else has kept the loop.
+        self._reactor.lag.observe(max(0.0, now - self._tick_due - RESOLUTION_S))
         self._tick_due = now + TICK_S
         self._loop.call_later(TICK_S, self._tick)
-        self._timers.tick(now)
-        self._fd_budget.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.services.tick(now)
-        self._leave_when_empty()
+        expiring = self._timers.advance(now)
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._reactor.slices.run(self._do_what_is_due(expiring, now))
+
+    def _do_what_is_due(self, expiring: Iterator[None], now: float) -> Iterator[None]:
+        try:
+            yield from expiring
+            self._fd_budget.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            yield from self.services.ticking(now)
+            self._leave_when_empty()
+        finally:
+            self._is_ticking = False
 
 
 def _raise_descriptor_limit() -> int:

@@ -8,10 +8,10 @@ the hooks of these contexts are implemented here.
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import random
 from time import monotonic
-from typing import Any
+from typing import Final
 
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
@@ -22,6 +22,7 @@ from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
+from penstock_proxy.http.open_clients import ClientHandle
 from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.listener.filter_chain import FilterChain
 from penstock_proxy.listener.listeners import Listeners
@@ -33,6 +34,9 @@ from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_proxy.tcp.duplex import ClientHalf
 from penstock_worker.telemetry.access_log import AccessLog
+
+_SERVED_AT_ONCE: Final = 16
+"""Of those that wait for a worker: to serve one costs as much as half a request."""
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -46,6 +50,8 @@ class Service(HttpContext):
     _accepting = False
     _queue_wake_pending = False
     """The queue will be served in the next iteration of the event loop."""
+    _telling: Iterator[None]
+    """Clients are being told of the last change."""
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class Service(HttpContext):
         rotation, `on_answer(member, answered)` as `HealthChecker` says. `recent`: of one that is
         ejected, what it and all others had since it came."""
         self._on_rotation = on_rotation
+        self._telling = iter(())
         self.wanted = config
         super().__init__(loop, reactor, config, timers, fd_budget, log, self._make_pool(config))
         self.outlier_detection = OutlierDetection(config.ejection, timers.now)
@@ -114,6 +121,9 @@ class Service(HttpContext):
 
         Its listeners, its members, their checks and its access log are not changed by this.
         """
+        for _ in self._telling:
+            # They are told of one change after the other.
+            pass
         self.wanted = config
         if config.tls and not (self.config.tls or self.filter_chain.has_certificates):
             # Until then its clients go on to speak as they do.
@@ -140,15 +150,19 @@ class Service(HttpContext):
         speaks_otherwise = _speech(config) != _speech(before)
         rewrites_otherwise = _rewriting(config) != _rewriting(before)
         if speaks_otherwise or rewrites_otherwise or config.timeouts != timeouts:
-            for client in tuple(self.clients):
+
+            def tell(client: ClientHandle) -> None:
                 if speaks_otherwise:
                     client.retire()
                 elif rewrites_otherwise:
                     client.use_rewriter(self.rewriter)
                 client.timeouts_changed(timeouts)
+
+            self._telling = self.clients.each(tell)
+            self.reactor.slices.run(self._telling)
         for relay in self.relays.values():
             if isinstance(relay, ClientHalf):
-                relay.idle_timeout = config.timeouts.tunnel
+                relay.timeouts = config.timeouts
 
     def certificates_changed(self) -> None:
         """A set of certificates is complete: it may be the first one."""
@@ -246,15 +260,28 @@ class Service(HttpContext):
     def serve_queue(self) -> None:
         """Serve each waiter once; one that finds no worker goes to the end of the queue."""
         self._queue_wake_pending = False
+        self._serve(len(self.queue))
+
+    def _serve(self, count: int) -> None:
+        """Serve so many of those that wait: the first few now, the others in later turns."""
         queue, dispatcher = self.queue, self.dispatcher
-        for _ in range(len(queue)):
+        for _ in range(min(count, _SERVED_AT_ONCE)):
             if not (queue and self.pool.available) or not (
                 dispatcher is None or dispatcher.has_room
             ):
+                count = 0
                 break
             queue.pop_first()()
         if dispatcher is not None:
             dispatcher.flush()
+        if count > _SERVED_AT_ONCE and not self._queue_wake_pending:
+            # Who asks meanwhile for all to be served has it done from the beginning.
+            self._queue_wake_pending = True
+            self.loop.call_soon(self._serve_more, count - _SERVED_AT_ONCE)
+
+    def _serve_more(self, count: int) -> None:
+        self._queue_wake_pending = False
+        self._serve(count)
 
     def serve_queue_soon(self) -> None:
         """Serve the queue later: an exchange that just ends still has to release connections."""
@@ -275,10 +302,10 @@ class Service(HttpContext):
         """Only of workers: nobody rolls out upstreams, and there may be a thousand of them."""
         if not member.is_upstream:
             if member.state is MemberState.EJECTED:
-                requests = self._requests_by_member()
+                requests = self.requests_by_member()
                 return self.outlier_detection.compared(member, requests, self.timers.now)
             if member.state is MemberState.UP:
-                self.outlier_detection.entered(member, self._requests_by_member)
+                self.outlier_detection.entered(member, self.requests_by_member)
         return []
 
     def _member_waits(self, member: Member, reason: str) -> None:
@@ -295,40 +322,39 @@ class Service(HttpContext):
             self.serve_queue_soon()
 
     def tick(self, now: float) -> None:
-        """Called four times a second: do what is due."""
+        """Do all that is due."""
+        for _ in self.ticking(now):
+            pass
+
+    def ticking(self, now: float) -> Iterator[None]:
+        """Four times a second: do what is due, a part in each step."""
         self.pool.tick(now)
         if self.dispatcher is not None:
             self.dispatcher.tick(now)
+        yield
         self.serve_queue()
         self.error_log.tick(now)
         self.connections.tick(now)
+        yield
         counts = self.counters
         self.retry_budget.count_requests(counts.ended(), now)
         if self.outlier_detection.is_due(now) and (
-            worst := self.outlier_detection.worst(self._requests_by_member(), now)
+            worst := self.outlier_detection.worst(self.requests_by_member(), now)
         ):
             self.pool.eject(worst.member, now, worst.description)
+        yield
         self.overload.tick(now)
         if self.stopping:
-            self._close_half_closed()
+            yield from self._close_half_closed()
 
-    def _close_half_closed(self) -> None:
+    def _close_half_closed(self) -> Iterator[None]:
         """End upgraded connections that their worker has ended."""
         for owner, relay in tuple(self.relays.items()):
             if isinstance(owner, Exchange) and isinstance(relay, ClientHalf):
                 relay.close_if_worker_ended()
+                yield
 
-    def pool_rows(self) -> list[dict[str, Any]]:
-        """The members as plain values, each with its requests so far, those of them that it
-        failed, and how many took how long (by bucket, of those that ended)."""
-        requests, durations = self._requests_by_member(), self.counters.durations
-        rows = self.pool.snapshot()
-        for row, member in zip(rows, self.pool.members, strict=True):
-            row["requests"], row["failed"] = requests[member], member.total_failures
-            row["durations"] = durations[member].counts if member in durations else []
-        return rows
-
-    def _requests_by_member(self) -> dict[Member, int]:
+    def requests_by_member(self) -> dict[Member, int]:
         """The number of requests or connections of each worker since the start, failed or not."""
         counts, members = self.counters, self.pool.members
         if self.config.mode == "http" and self.dispatcher is None:
@@ -351,8 +377,7 @@ class Service(HttpContext):
         self.listeners.drain()
         self.stopping = self.connections.stopping = True
         self.filter_chain.drain()
-        for client in list(self.clients):
-            client.stop()
+        self.reactor.slices.run(self.clients.each(lambda client: client.stop()))
 
 
 def _ignore(member: Member, reason: str, recent: Recent) -> None:

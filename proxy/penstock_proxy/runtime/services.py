@@ -217,15 +217,17 @@ class Services:
     def _start_checks(self, service: Service, group: asyncio.TaskGroup) -> None:
         self._checks[service] = group.create_task(service.health_checker.run())
 
-    def tick(self, now: float) -> None:
-        """Called four times a second: do what is due."""
+    def ticking(self, now: float) -> Iterator[None]:
+        """Four times a second: do what is due, for one service after the other."""
         for service in self._all():
-            service.tick(now)
-        for entry in self._entries.values():
+            yield from service.ticking(now)
+        for entry in tuple(self._entries.values()):
             entry.upstreams.tick(now)
+            yield
         for one in tuple(self.leaving):
             if one.is_gone(now):
                 self._gone(one)
+                yield
 
     def _gone(self, one: LeavingService) -> None:
         service = one.service
@@ -250,8 +252,7 @@ class Services:
 
     def drain(self) -> None:
         """Accept no more connections, close idle ones, let the rest finish."""
-        for service in self.by_name.values():
-            service.drain()
+        self._shared.reactor.slices.run(map(Service.drain, tuple(self.by_name.values())))
 
     def cut_within(self, finish_s: Mapping[str, float]) -> None:
         """Cut what services still have after so many seconds, by name."""

@@ -1,7 +1,7 @@
 """Relays bytes between a client's connection and a worker's, in both directions.
 
 Owns: both halves once both connections are there, half-close in both directions, back-pressure,
-the idle timeout, and the bytes counted. Must not know: what the bytes mean, how the worker was
+the time of silence, and the bytes counted. Must not know: what the bytes mean, how the worker was
 chosen. Mode tcp and upgraded HTTP connections both end here.
 
 Each side sees of the other what it would see without a proxy: an end of file is forwarded as an
@@ -10,15 +10,23 @@ the end would accept a truncated message as complete.
 
 Bytes that one side sends before the other is connected wait in the kernel: a half is not read
 until the other half is there.
+
+When one side has ended, the other has less time to be silent: mostly its peer is gone. It has as
+long as a worker has to answer, because a client that has said all may wait for an answer. What a
+slow reader still takes is no silence. See docs/decisions/0021-half-closed.md.
 """
 
 import asyncio
+import os
 import struct
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Final, Protocol
 
-from penstock_proxy.errors import STOP_TIMEOUT
+from penstock_proxy.config import Timeouts
+from penstock_proxy.errors import HALF_CLOSED_TIMEOUT, STOP_TIMEOUT, TUNNEL_TIMEOUT
 from penstock_proxy.metrics import ServiceCounters
+from penstock_proxy.net.half_closed import unacknowledged
+from penstock_proxy.net.tcp_info import is_unix
 from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.service.context import RelayOwner
@@ -28,8 +36,12 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on with a time of zero: close sends a reset."""
 _HALF_CLOSED_S: Final = 1.0
 """For a client to close its side too, when the process stops."""
+_PENDING_READ: Final = 64 << 10
+"""Bytes of one read of what waits in the kernel, which has a few hundred thousand at the most."""
 _FLUSH_TIMEOUT_S: Final = 30.0
 """When one side is gone, the other is aborted after this time without taking a byte."""
+_UNKNOWN: Final = 1 << 62
+"""More than can be unsent: it was not measured yet."""
 
 
 class _Half:
@@ -79,6 +91,11 @@ class _Half:
         """Forward an end of file, unless this connection is closing already."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write_eof()
+            self.expect_less_silence()
+
+    def expect_less_silence(self) -> None:
+        """One side has ended."""
+        raise NotImplementedError
 
 
 class WorkerHalf(_Half):
@@ -101,9 +118,32 @@ class WorkerHalf(_Half):
         if client.transport is not None:
             client.transport.write(data)
 
+    def expect_less_silence(self) -> None:
+        self.client.expect_less_silence()
+
     def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, BrokenPipeError) and self._read_to_end():
+            error = None
         self.transport = None
         self.client.half_closed(error, "worker_reset")
+
+    def _read_to_end(self) -> bool:
+        """Read what the worker had sent when a write failed. True: it had ended its side in order.
+
+        A worker may answer and close while its client still sends. Over TCP its end is read long
+        before a write fails; on a unix socket the next write fails at once, and would make a reset
+        of what was an end. (What it has left unread is a reset there, too: ECONNRESET.)
+        """
+        if self.transport is None or not is_unix(self.transport):
+            return False
+        sock = self.transport.borrow()
+        assert sock is not None
+        try:
+            while data := os.read(sock.fileno(), _PENDING_READ):
+                self.data_received(data)
+        except OSError:
+            return False
+        return True
 
 
 class DuplexOwner(RelayOwner, Protocol):
@@ -121,11 +161,11 @@ class ClientHalf(_Half):
         "bucket",
         "counters",
         "deadline",
-        "idle_timeout",
         "last_active",
         "outcome",
         "received",
         "sent",
+        "timeouts",
         "timers",
         "unsent",
         "worker",
@@ -136,14 +176,14 @@ class ClientHalf(_Half):
         loop: asyncio.AbstractEventLoop,
         counters: ServiceCounters,
         timers: TimerWheel,
-        idle_timeout: float,
+        timeouts: Timeouts,
         owner: DuplexOwner,
     ) -> None:
         super().__init__(loop)
         self.other = self.worker = WorkerHalf(loop, self)
         self.counters = counters
         self.timers = timers
-        self.idle_timeout = idle_timeout
+        self.timeouts = timeouts
         self._owner = owner
         self.received = 0
         self.sent = 0
@@ -155,9 +195,25 @@ class ClientHalf(_Half):
         self.bucket = NEVER
 
     def start(self) -> None:
-        """Both connections are there: the idle timeout runs from now on."""
+        """Both connections are there: the time of silence runs from now on."""
         self.last_active = self.timers.now
-        self.timers.arm_in(self, self.idle_timeout)
+        self.timers.arm_in(self, self.timeouts.tunnel)
+
+    def expect_less_silence(self) -> None:
+        self.last_active = self.timers.now
+        self.unsent = _UNKNOWN
+        self.timers.arm_in(self, self._silence_s())
+
+    @property
+    def _is_half_closed(self) -> bool:
+        return self.at_eof or self.worker.at_eof
+
+    def _silence_s(self) -> float:
+        """How long it may be silent."""
+        timeouts = self.timeouts
+        if self._is_half_closed:
+            return min(timeouts.half_closed, timeouts.tunnel)
+        return timeouts.tunnel
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -205,11 +261,27 @@ class ClientHalf(_Half):
     def expired(self, now: float) -> None:
         if self.transport is None or self.other.transport is None:
             self._check_flush()
-        elif self.last_active + self.idle_timeout > now:
-            self.timers.arm(self, self.last_active + self.idle_timeout)
-        else:
-            self.outcome = "tunnel_timeout"
+        elif self.last_active + self._silence_s() > now:
+            self.unsent = _UNKNOWN
+            self.timers.arm(self, self.last_active + self._silence_s())
+        elif not self._is_half_closed:
+            self.outcome = TUNNEL_TIMEOUT.kind
             self.abort()
+        elif self._has_taken_some():
+            self.timers.arm_in(self, self._silence_s())
+        else:
+            self.outcome = HALF_CLOSED_TIMEOUT.kind
+            # The other side has not said that it is done.
+            self._reset()
+
+    def _has_taken_some(self) -> bool:
+        """Has a slow reader taken bytes since the last look, and are there more for it?"""
+        before, self.unsent = self.unsent, 0
+        for transport in (self.transport, self.worker.transport):
+            if transport is not None:
+                self.unsent += transport.get_write_buffer_size()
+                self.unsent += unacknowledged(transport.borrow())
+        return 0 < self.unsent < before
 
     def _check_flush(self) -> None:
         """One side is gone: abort the other, unless it has taken bytes since the last check."""
@@ -236,10 +308,14 @@ class ClientHalf(_Half):
         last message were complete."""
         if self.outcome == NO_FAULT:
             self.outcome = STOP_TIMEOUT.kind
+        self._reset()
+        return True
+
+    def _reset(self) -> None:
+        """Reset both connections."""
         self.reset_on_close()
         self.worker.reset_on_close()
         self.abort()
-        return True
 
     def abort(self) -> None:
         """Abort both connections; what is unsent is lost."""

@@ -123,9 +123,7 @@ class Session:
         service.counters.worker_connections[member] += 1
         if member.consecutive_failures:
             service.pool.succeeded(member)
-        half = ClientHalf(
-            service.loop, service.counters, service.timers, service.timeouts.tunnel, self
-        )
+        half = ClientHalf(service.loop, service.counters, service.timers, service.timeouts, self)
         service.relays[self] = half
         client, self._client = self._client, None
         # The worker's half first: it must be there before the client's first byte.

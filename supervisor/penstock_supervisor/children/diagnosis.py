@@ -27,6 +27,8 @@ def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[in
     if plan.inherits_listener:
         failure = "did not take the socket that it was given as descriptor 3 (LISTEN_FDS)"
         remedy = "use LISTEN_FDS or {fd}"
+    elif plan.socket is not None:
+        failure, remedy = f"nothing answered on {plan.socket}", "use PENSTOCK_SOCKET or {socket}"
     elif plan.address is not None and pid and readiness.is_held_by_other(plan.address, pid):
         holder = describe_holder(plan.address.port)
         return f"{plan.name}: not ready {within}: {holder} listens on {plan.address}, and not it"
@@ -42,7 +44,7 @@ def missed_deadline(plan: ChildPlan, pid: int | None, inherited_inodes: tuple[in
 
 def wrong_address(plan: ChildPlan, pid: int | None) -> str:
     """A message if a program listens, but not on its port; else empty."""
-    if plan.runs_our_code or plan.address is None:
+    if plan.runs_our_code or plan.address is None or plan.socket is not None:
         return ""
     addresses = _addresses(pid, ())
     if not addresses or str(plan.address) in addresses:

@@ -63,6 +63,8 @@ class ChildPlan:
     """It reports readiness over its channel. Other programs are observed from outside."""
     address: Address | None = None
     """Where it has to listen; None: it does not open a port."""
+    socket: Address | None = None
+    """The unix socket where proxies connect to it; None: they use its port."""
     inherits_listener: bool = False
     """It inherits a listening socket, or a bound one for datagrams."""
     awaits_accept: bool = field(default=False, compare=False)
@@ -94,6 +96,11 @@ class ChildPlan:
         return f"{self.service or self.role}/{self.slot}"
 
     @property
+    def reached_at(self) -> Address | None:
+        """Where proxies connect to it; None: its connections come in another way."""
+        return self.socket or self.address
+
+    @property
     def config_table(self) -> str:
         """The table of the configuration that defines it; empty for a proxy."""
         return f"service.{self.service}" if self.service else ""
@@ -114,6 +121,8 @@ class WorkerContext:
     proxies: int = 1
     privileges: "Privileges | None" = None
     """User and capabilities of the workers."""
+    sockets: Path | None = None
+    """The directory of workers' unix sockets; None: there is none."""
 
 
 class Origin(NamedTuple):
@@ -129,6 +138,7 @@ def worker_plan(
 ) -> ChildPlan:
     """The plan for one slot; `own_address` is its own port, with the scheme `ports`."""
     address = own_address or context.service_address
+    own_socket = _own_socket(service, own_address, context.sockets)
     access_log = _worker_access_log(service)
     inherited_fds = (context.stdout,) if access_log == "stdout" else ()
     return ChildPlan(
@@ -136,9 +146,10 @@ def worker_plan(
         service=service.name,
         slot=slot,
         scheme=service.scheme,
-        argv=_command(service, address, context.python),
+        argv=_command(service, address, own_socket, context.python),
         environment={
             **_environment(service, slot, address, context.environment),
+            **({} if own_socket is None else {contract.SOCKET: own_socket.path}),
             **_access_log_variable(service, access_log, context.stdout),
             **_accept_proxy_variable(service),
             **_limits_variable(service, slot),
@@ -147,6 +158,7 @@ def worker_plan(
         directory=context.directory,
         runs_our_code=service.app is not None,
         address=own_address,
+        socket=own_socket,
         inherits_listener=not service.has_proxy,
         listens_at=None if service.has_proxy else context.service_address,
         link_count=context.proxies if service.scheme == "handoff" else 0,
@@ -197,7 +209,13 @@ def with_address(before: ChildPlan, address: Address) -> ChildPlan:
     """The plan with another port, but otherwise as it was made."""
     assert before.origin is not None
     moved = worker_plan(before.origin.service, before.slot, address, before.origin.context)
-    return replace(before, argv=moved.argv, environment=moved.environment, address=moved.address)
+    return replace(
+        before,
+        argv=moved.argv,
+        environment=moved.environment,
+        address=moved.address,
+        socket=moved.socket,
+    )
 
 
 def with_links(before: ChildPlan, count: int) -> ChildPlan:
@@ -298,11 +316,22 @@ def worker_weight(service: Service, slot: int) -> int:
     return service.weights[slot] if slot < len(service.weights) else 1
 
 
-def _command(service: Service, address: Address, python: str) -> tuple[str, ...]:
+def _own_socket(service: Service, port: Address | None, directory: Path | None) -> Address | None:
+    """Where it is beside its port, which is its name: no other worker has that."""
+    if port is None or directory is None or not service.wants_sockets:
+        return None
+    return Address(path=str(directory / f"{port.port}.sock"))
+
+
+def _command(
+    service: Service, address: Address, own_socket: Address | None, python: str
+) -> tuple[str, ...]:
     if service.app is not None:
         return (python, "-m", "penstock_worker.serve", service.app)
     assert service.command is not None
     placeholders = {"{port}": str(address.port), "{fd}": str(contract.LISTEN_START)}
+    if own_socket is not None:
+        placeholders["{socket}"] = own_socket.path
     return tuple(_substitute(word, placeholders) for word in service.command)
 
 

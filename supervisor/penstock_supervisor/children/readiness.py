@@ -50,7 +50,8 @@ async def until_it_accepts(address: Address, pid: int | None = None) -> None:
     """Return as soon as something accepts a connection at the address. Cancel to give up.
 
     If a `pid` is given, another process that listens there, and is certain not to be meant, does
-    not count.
+    not count. (At the path of a unix socket there is none: the directory is our own, and the path
+    was free when the process was started.)
     """
     for delay_s in retry_delays():
         if await _accepts(address) and not (
@@ -67,6 +68,8 @@ def is_held_by_other(address: Address, pid: int) -> bool:
     or one that another program has started for it, as Docker does. But a process that is older
     has had the port before.
     """
+    if address.path:
+        return False
     inodes = sock_diag.listeners(address.port)
     # The usual case first, because the tree of processes takes a while to read.
     if has_one(pid, inodes) or any(has_one(one.pid, inodes) for one in _process_tree(pid)):
@@ -84,6 +87,10 @@ def _is_older(holder: int, started_at: float, pid: int) -> bool:
 
 
 async def _accepts(address: Address) -> bool:
+    if address.path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            # At once: it is connected, refused, or the queue is full.
+            return sock.connect_ex(address.path) == 0
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)

@@ -188,8 +188,8 @@ class Running:
             self._readiness_task.cancel()
 
     async def _wait_until_ready(self, plan: ChildPlan) -> None:
-        if plan.address is not None:
-            await readiness.until_it_accepts(plan.address, self.pid)
+        if plan.reached_at is not None:
+            await readiness.until_it_accepts(plan.reached_at, self.pid)
         elif self.inodes:
             await readiness.until_it_waits_for_socket(self.pid, self.inodes[0])
         self._callbacks.on_ready()

@@ -68,7 +68,8 @@ class _Compare(CommandWithProgram):
 @click.option(
     "--schemes",
     metavar="LIST",
-    help="Only these of ports/http, ports/tcp, handoff, shared and reuseport, with commas.",
+    help="Only these of ports/http, ports/http/tcp (its workers are reached over TCP), ports/tcp, "
+    "handoff, shared and reuseport, with commas.",
 )
 @click.option("--quick", is_flag=True, help="Take less than a minute; the default is a few.")
 @click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Measure N times.")

@@ -21,7 +21,10 @@ from penstock_supervisor.config import applicability, rules
 from penstock_supervisor.config.model import Config, Service
 
 NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
-"""All that can be compared, in the order in which they are shown."""
+"""What is compared unless somebody asks for other ones, in the order in which they are shown."""
+OVER_PORTS: Final = "ports/http/tcp"
+"""As "ports/http", but the proxy reaches the workers over their ports and not over unix sockets."""
+ALL: Final = (NAMES[0], OVER_PORTS, *NAMES[1:])
 UNCHANGED: Final = ("listen", "scheme", "mode", "worker_ports", "access_log", "access_log_format")
 """Keys that the comparison decides for itself, so `as_toml` leaves them out."""
 _HIDDEN: Final = "(not shown)"
@@ -52,13 +55,13 @@ def parse_names(text: str) -> tuple[str, ...]:
     """Read "ports,handoff"; ValueError. A scheme alone means all its modes."""
     chosen = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
-        matching = {name for name in NAMES if word in (name, name.partition("/")[0])}
+        matching = {name for name in ALL if word in (name, name.partition("/")[0])}
         if not matching:
-            raise ValueError(f'expected some of {", ".join(NAMES)}, not "{word}"')
+            raise ValueError(f'expected some of {", ".join(ALL)}, not "{word}"')
         chosen |= matching
     if not chosen:
-        raise ValueError(f"expected some of {', '.join(NAMES)}")
-    return tuple(name for name in NAMES if name in chosen)
+        raise ValueError(f"expected some of {', '.join(ALL)}")
+    return tuple(name for name in ALL if name in chosen)
 
 
 def choose(service: Service, names: Iterable[str], directory: str, proxies: int = 1) -> Choice:
@@ -68,9 +71,13 @@ def choose(service: Service, names: Iterable[str], directory: str, proxies: int 
     """
     variants, notes = [], []
     for number, name in enumerate(names):
-        scheme, _, mode = name.partition("/")
+        scheme, mode, link = (*name.split("/"), "", "")[:3]
         listen = f"unix:{directory}/{number}" if parse_address(service.listen).path else ""
         variant, why = _under_scheme(service, scheme, mode, listen or "127.0.0.1:0")
+        if link and not variant.wants_sockets:
+            why = why or "its workers are reached over their ports anyway"
+        elif link:
+            variant = variant.model_copy(update={"link": link})
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:

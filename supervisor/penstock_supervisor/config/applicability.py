@@ -105,6 +105,11 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(("ports",), programs=("app", "command")),),
         "no other gives workers ports of their own",
     ),
+    "link": Applicability(
+        (When(("ports",), programs=("app", "command")),),
+        "elsewhere no proxy connects to a worker, and the address of an upstream says it",
+        ("auto",),
+    ),
     "balance": Applicability((When(_PROXIED),), _KERNEL_CHOOSES),
     "weights": Applicability((When(_PROXIED, programs=("app", "command")),), _KERNEL_CHOOSES),
     "send_proxy": Applicability(
@@ -115,6 +120,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
         (When(("ports",)),), "elsewhere the program has the connection, and can speak TLS itself"
     ),
     "forwarding": Applicability((_PROXIED_HTTP,), "no other adds fields to a request"),
+    "abort_on_close": Applicability((_PROXIED_HTTP,), _NO_REQUESTS, (False,)),
     "max_connections": Applicability(
         (When(_PROXIED), When(modes=("http", "tcp"), programs=("app",))), _WORKERS_ACCEPT, (0,)
     ),
@@ -147,6 +153,7 @@ APPLICABILITY: Final[Mapping[str, Applicability]] = {
     ),
     "timeouts.total": _REQUEST_LIMIT._replace(off_values=("0s",)),
     "timeouts.tunnel": _RELAYED,
+    "timeouts.half_closed": _RELAYED,
     "timeouts.handshake": Applicability(
         (When(("ports",), with_keys=("tls", "sni")),), "otherwise no TLS is spoken here"
     ),

@@ -55,7 +55,7 @@ SERVICE_NEEDS: Final[Mapping[str, Need]] = {
     **dict.fromkeys(("scheme", "mode"), Need.RESTART),
     **dict.fromkeys(("listen", "socket_mode"), Need.LISTEN),
     **dict.fromkeys(
-        ("app", "command", "env", "directory", "worker_ports", "on_uncaught"), Need.PROGRAM
+        ("app", "command", "env", "directory", "worker_ports", "link", "on_uncaught"), Need.PROGRAM
     ),
     "upstreams": Need.UPSTREAMS,
     "workers": Need.WORKERS,
@@ -70,8 +70,9 @@ SERVICE_NEEDS: Final[Mapping[str, Need]] = {
     **dict.fromkeys(
         (
             "balance", "weights", "trusted_proxies", "send_proxy", "accept_proxy", "sni",
-            "max_connections", "handoff_window", "access_log", "access_log_format", "health",
-            "ejection", "retries", "timeouts", "limits", "forwarding",
+            "max_connections", "handoff_window", "abort_on_close", "access_log",
+            "access_log_format", "health", "ejection", "retries", "timeouts", "limits",
+            "forwarding",
         ),
         Need.SETTINGS,
     ),
@@ -250,6 +251,7 @@ def _given_to_workers(service: Service) -> dict[str, object]:
     }
     if service.scheme == "ports":
         given["worker_ports"] = service.worker_ports
+        given["link"] = service.wants_sockets
     elif not service.has_proxy or not parse_address(service.listen).path:
         # The listening socket itself, or the variables that name it.
         given["listen"] = service.listen

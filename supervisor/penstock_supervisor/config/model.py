@@ -270,6 +270,9 @@ class Service(ProxySettings):
     """By slot."""
     worker_ports: Annotated[PortRange, BeforeValidator(_ports)] | None = None
     """None: any free ports. A slot keeps its port."""
+    link: Literal["auto", "tcp", "unix"] = "auto"
+    """How proxies reach the workers: over their ports, or over a unix socket beside each. auto:
+    unix for an `app`, tcp for a `command`, which has to be written for a socket."""
     env: Mapping[Variable, Text] = Field(default_factory=dict)
     directory: Text | None = None
     """Working directory of the program; None: the supervisor's own."""
@@ -301,6 +304,13 @@ class Service(ProxySettings):
     def has_ports(self) -> bool:
         """Does each of its workers listen on a port of its own?"""
         return self.scheme == "ports" and self.has_program
+
+    @property
+    def wants_sockets(self) -> bool:
+        """Is each of its workers to be reached over a unix socket?"""
+        return self.has_ports and (
+            self.link == "unix" or (self.link == "auto" and self.app is not None)
+        )
 
 
 class Config(FrozenModel):

@@ -124,6 +124,8 @@ def _child(child: ChildView, usage: Mapping[int, ProcessUsage]) -> dict[str, Any
     return {
         "slot": child.slot,
         "address": child.address or None,
+        "link": _link(child),
+        "socket": child.socket.removeprefix("unix:") or None,
         "state": child.state,
         "since": round(child.since_s, 3),
         "pid": child.pid,
@@ -146,12 +148,18 @@ def _process(process: ProcessView, usage: ProcessUsage) -> dict[str, Any]:
         "part": process.part,
         "state": process.state,
         "address": process.address or None,
+        "link": _link(process),
         "age": round(process.age_s, 3),
         "memory": usage.memory,
         "fds": usage.fds,
         "connections": usage.connections if reported is None else reported,
         "health": process.member_state or None,
     }
+
+
+def _link(one: ChildView | ProcessView) -> str | None:
+    """How proxies reach it; None: not at an address of its own."""
+    return "unix" if one.socket else "tcp" if one.address else None
 
 
 def _rounded(seconds: float | None) -> float | None:

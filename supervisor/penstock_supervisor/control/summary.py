@@ -71,7 +71,7 @@ def _rows(name: str, child: Mapping[str, Any], served: int | None = None) -> Ite
         state=", ".join(states),
         process=_pid(child),
         **_usage(current),
-        address=child.get("address") or "",
+        address=_address(child),
         restarts=_restarts(child.get("restarts") or {}),
         reason="; ".join(_reasons(child)),
         served=served,
@@ -95,13 +95,19 @@ def _further_row(name: str, process: Mapping[str, Any]) -> SummaryRow:
         state=", ".join(_states({"state": process["state"], "health": process.get("health")})),
         process=_pid(process),
         **_usage(process),
-        address=process["address"] or "",
+        address=_address(process),
         restarts="",
         reason=doing,
         served=None,
         active=None,
         health="wait",
     )
+
+
+def _address(one: Mapping[str, Any]) -> str:
+    """Its port, and whether the proxies use its socket instead."""
+    address = one.get("address") or ""
+    return f"{address} (unix)" if one.get("link") == "unix" else address
 
 
 def _finishing(connections: int | None) -> str:

@@ -65,6 +65,9 @@ class RunDir:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         """Close it. If we created it and it is empty, remove it."""
         os.close(self._fd)
@@ -180,6 +183,11 @@ class ControlSocket:
     @property
     def path(self) -> Path:
         return self._directory.path / self.name
+
+    @property
+    def directory_fd(self) -> int:
+        """The open run directory."""
+        return self._directory.fileno()
 
     def close(self) -> None:
         self.socket.close()

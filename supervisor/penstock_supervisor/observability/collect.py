@@ -6,13 +6,14 @@ The only place where one is made. It owns no state of its own.
 import asyncio
 
 from penstock_supervisor.children.slots import Slots
-from penstock_supervisor.observability.stats_poll import StatsPoll, SupervisorLag
+from penstock_supervisor.observability.stats_poll import StatsPoll
 from penstock_supervisor.rollout.certificate_reload import CertificateReload
 from penstock_supervisor.rollout.records import RolloutRecords
 from penstock_supervisor.rollout.resources import Resources
 from penstock_supervisor.rollout.worker_watch import WorkerWatch
 from penstock_supervisor.rotation.worker_checks import WorkerChecks
 from penstock_supervisor.snapshot import Snapshot
+from penstock_worker.telemetry.loop_lag import LoopLag
 
 
 class SnapshotCollector:
@@ -22,7 +23,7 @@ class SnapshotCollector:
         slots: Slots,
         worker_checks: WorkerChecks,
         stats_poll: StatsPoll,
-        loop_lag: SupervisorLag,
+        loop_lag: LoopLag,
         certificate_reload: CertificateReload,
         worker_watch: WorkerWatch,
     ) -> None:
@@ -72,7 +73,7 @@ class SnapshotCollector:
             listener_fds=self._resources.listener_fds(),
             # The supervisor keeps both ends of each link.
             channel_fds=sum(child.has_channel for child in children) + 2 * links,
-            loop_lag_s=self._loop_lag.seconds,
+            loop_lag=self._loop_lag.histogram.flat(),
             tasks=len(asyncio.all_tasks()),
             worker_checks=self._worker_checks.stats(),
             sockets=tuple(

@@ -64,7 +64,7 @@ def _fds_with_proxy(
     for child in workers:
         if (fds := _reported_fds(child)) is not None:
             total += fds
-        elif where := place(child.address):
+        elif where := place(child.socket or child.address):
             unreported.add(where)
         else:
             return None

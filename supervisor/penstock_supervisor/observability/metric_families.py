@@ -15,7 +15,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
-from penstock_proxy import metrics
 from penstock_proxy.metrics import Metric
 
 Labels = tuple[str, ...]
@@ -27,7 +26,7 @@ def family(metric: Metric, samples: Iterable[tuple[Labels, Any]]) -> Any:
     The value of an info is a table of further labels. The value of a histogram is its counts by
     bucket, and then the sum of what was observed.
     """
-    name, kind, help_text, labels = metric
+    name, kind, help_text, labels, buckets = metric
     result: Any
     match kind:
         case "counter":
@@ -39,18 +38,20 @@ def family(metric: Metric, samples: Iterable[tuple[Labels, Any]]) -> Any:
         case "histogram":
             result = HistogramMetricFamily(name, help_text, labels=labels)
             for label_values, counts_and_sum in samples:
-                result.add_metric(label_values, *_cumulative(counts_and_sum))
+                result.add_metric(label_values, *_cumulative(buckets, counts_and_sum))
             return result
     for label_values, value in samples:
         result.add_metric(label_values, value)
     return result
 
 
-def _cumulative(counts_and_sum: list[float]) -> tuple[list[tuple[str, float]], float]:
+def _cumulative(
+    bounds: tuple[float, ...], counts_and_sum: list[float]
+) -> tuple[list[tuple[str, float]], float]:
     """From counts by bucket to counts up to each bound, as Prometheus wants them; and the sum."""
     *counts, total = counts_and_sum
     buckets, cumulated = [], 0.0
-    for bound, count in zip((*metrics.BUCKETS_S, math.inf), counts, strict=True):
+    for bound, count in zip((*bounds, math.inf), counts, strict=True):
         cumulated += count
         buckets.append((floatToGoString(bound), cumulated))  # type: ignore[no-untyped-call]
     return buckets, total

@@ -23,9 +23,7 @@ def measure(snapshot: Snapshot) -> dict[int, ProcessUsage]:
 
 def _accepted(processes: list[ProcessView]) -> Mapping[TcpEndpoint, int]:
     places = {
-        where
-        for process in processes
-        if process.connections is None and (where := place(process.address))
+        where for process in processes if process.connections is None and (where := _place(process))
     }
     return (sock_diag.accepted(places) if places else None) or {}
 
@@ -34,9 +32,14 @@ def _usage(process: ProcessView, accepted: Mapping[TcpEndpoint, int]) -> Process
     stats = process_stats(process.pid)
     memory = stats.get("penstock_process_resident_memory_bytes")
     fds = stats.get("penstock_process_open_fds")
-    where = place(process.address)
+    where = _place(process)
     return ProcessUsage(
         memory=None if memory is None else int(memory),
         fds=None if fds is None else int(fds),
         connections=accepted.get(where) if where else None,
     )
+
+
+def _place(process: ProcessView) -> TcpEndpoint | None:
+    """Where the kernel can count its connections."""
+    return place(process.socket or process.address)

@@ -36,8 +36,14 @@ from penstock_supervisor.kernel.process_stats import process_stats
 from penstock_supervisor.observability.fd_accounting import per_connection, place
 from penstock_supervisor.observability.metric_families import Labels, family
 from penstock_supervisor.observability.traffic import Traffic
-from penstock_supervisor.observability.worker_series import OF_WORKERS, as_dict, as_number
+from penstock_supervisor.observability.worker_series import (
+    OF_WORKERS,
+    as_dict,
+    as_histogram,
+    as_number,
+)
 from penstock_supervisor.snapshot import ROLLOUT_RESULTS, ChildView, Snapshot
+from penstock_worker.telemetry.loop_lag import BUCKETS_S as LAG_BUCKETS_S
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -64,8 +70,10 @@ TABLE: Final = (
     Metric("penstock_fds", "gauge",
            "Open file descriptors by what they are for, as the process itself says.",
            (*_PROCESS, "kind")),
-    Metric("penstock_event_loop_lag_seconds", "gauge",
-           "How late the event loop was when it last looked.", _PROCESS),
+    Metric("penstock_event_loop_lag_seconds", "histogram",
+           "How long the event loop kept others waiting: each turn of a proxy's, the delay of a "
+           "timer of others.",
+           _PROCESS, LAG_BUCKETS_S),
     Metric("penstock_event_loop_tasks", "gauge",
            "Tasks of the event loop; more and more of them is a leak.", _PROCESS),
     Metric("penstock_child_info", "info",
@@ -198,7 +206,7 @@ class _SnapshotMetrics(Collector):
         with suppress(psutil.Error):
             rest = psutil.Process().num_fds() - sum(by_kind.values())
             self._add_fds(labels, {**by_kind, OTHER: max(0, rest)})
-        self._add("penstock_event_loop_lag_seconds", labels, snapshot.loop_lag_s)
+        self._add("penstock_event_loop_lag_seconds", labels, [*snapshot.loop_lag])
         self._add("penstock_event_loop_tasks", labels, snapshot.tasks)
 
     def _add_child(self, child: ChildView) -> None:
@@ -222,7 +230,7 @@ class _SnapshotMetrics(Collector):
         self._add_process(labels, child.pid)
         reported = as_dict(child.stats.get("metrics"))
         self._add_fds(labels, as_dict(reported.get("fds")))
-        if (lag := as_number(reported.get("loop_lag_s"))) is not None:
+        if (lag := as_histogram(reported.get("loop_lag"), LAG_BUCKETS_S)) is not None:
             self._add("penstock_event_loop_lag_seconds", labels, lag)
         if (tasks := as_number(reported.get("tasks"))) is not None:
             self._add("penstock_event_loop_tasks", labels, tasks)

@@ -1,17 +1,19 @@
 """Polls every child for its statistics, and combines them with what the supervisor knows.
 
-Owns the polls in progress (STATS, by number) and the measurement of the supervisor's loop lag. A
+Owns the polls in progress (STATS, by number). A
 child that does not answer in time costs the deadline and nothing else: its last answer is used,
 and marked as not fresh. Several polls may be in progress at once; each has its own number.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy.messages import STATS
 from penstock_proxy.metrics import Series, merge
+from penstock_proxy.runtime.stats import joined
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
 from penstock_supervisor.children.lifecycle import State
@@ -63,6 +65,8 @@ class StatsPoll:
         self._last_number = 0
         self._polls: dict[int, _Poll] = {}
         """In progress, by number."""
+        self._parts: defaultdict[Child, list[dict[str, Any]]] = defaultdict(list)
+        """Of answers that are not complete yet, by who has sent them."""
 
     async def take(
         self,
@@ -99,9 +103,19 @@ class StatsPoll:
             self._view(child, others, silent, fresh=child in poll.answered) for child in described
         )
 
+    def part_came(self, child: Child, message: dict[str, Any]) -> None:
+        """A proxy sent a part of its statistics."""
+        self._parts[child].append(message)
+
     def answered(self, child: Child, message: dict[str, Any]) -> None:
         """The child sent its statistics. Even a late answer is the newest that there is."""
         if child.plan.role == "proxy":
+            parts, number = self._parts.pop(child, []), message.get("seq")
+            # Parts of several answers may come at the same time.
+            if others := [part for part in parts if part.get("seq") != number]:
+                self._parts[child] = others
+            if len(others) < len(parts):
+                message = joined((part for part in parts if part.get("seq") == number), message)
             # A proxy tells once more what a service had counted that is gone.
             child.history.carryover = dict(
                 counter_carryover.departed(child.history.carryover, child.stats, message)
@@ -131,6 +145,7 @@ class StatsPoll:
     def carry_over(self, child: Child) -> None:
         """Keep the counters of a child whose process ended, so that sums do not go down."""
         history = child.history
+        self._parts.pop(child, None)
         picked = child.plan.role == "proxy" or self._member_state(child) != "checking"
         self.unseen_ends.ended(child, never_picked=not picked)
         if child.plan.role == "proxy":
@@ -159,6 +174,7 @@ class StatsPoll:
             state=child.shown_state.value,
             pid=child.pid,
             address="" if child.plan.address is None else str(child.plan.address),
+            socket="" if child.plan.socket is None else str(child.plan.socket),
             restarts=dict(child.history.restarts),
             since_s=child.seconds_in_state(),
             last_exit=child.history.last_exit,
@@ -195,6 +211,7 @@ class StatsPoll:
                     child.number,
                     _reported_series(child) if is_worker else None,
                     child in silent,
+                    "" if child.plan.socket is None else str(child.plan.socket),
                 )
 
 
@@ -210,27 +227,3 @@ def _should_answer(child: Child) -> bool:
 
 def _can_answer(child: Child) -> bool:
     return child.has_channel and child.speaks_protocol and child.state in _CAN_ANSWER
-
-
-class SupervisorLag:
-    """How late the event loop is: a timer is set again and again, and its delay measured."""
-
-    INTERVAL_S: Final = 0.5
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        self._last_s = 0.0
-        self._handle = loop.call_later(self.INTERVAL_S, self._tick, loop.time())
-
-    @property
-    def seconds(self) -> float:
-        return self._last_s
-
-    def close(self) -> None:
-        self._handle.cancel()
-
-    def _tick(self, set_at: float) -> None:
-        now = self._loop.time()
-        self._last_s = max(0.0, now - set_at - self.INTERVAL_S)
-        self._handle = self._loop.call_later(self.INTERVAL_S, self._tick, now)

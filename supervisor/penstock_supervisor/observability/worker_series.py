@@ -10,13 +10,13 @@ of its metrics that stays. No I/O, no clock.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import islice
 from typing import Any, Final
 
 from penstock_proxy import metrics
-from penstock_proxy.metrics import BUCKETS_S, METHODS, OTHER, Metric, Series, Value
+from penstock_proxy.metrics import METHODS, OTHER, Metric, Series, Value
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
 
 _OF_REQUESTS: Final = frozenset(
@@ -93,6 +93,14 @@ def as_number(value: object) -> float | None:
     return result if 0 <= result < math.inf else None
 
 
+def as_histogram(raw: object, bounds: Sequence[float]) -> list[int | float] | None:
+    """The counts of a histogram with these buckets and the last one, and its sum; or None."""
+    if not isinstance(raw, list) or len(raw) != len(bounds) + 2:
+        return None
+    numbers = [value for one in raw if (value := _bounded(one)) is not None]
+    return [*numbers] if len(numbers) == len(raw) else None
+
+
 def as_dict(value: object) -> Mapping[str, Any]:
     """The value if it is a dict, else an empty one."""
     return value if isinstance(value, dict) else {}
@@ -132,10 +140,7 @@ def _label(name: str, value: str, slot: int) -> str | None:
 def _value(metric: Metric, raw: object) -> Value | None:
     if metric.kind != "histogram":
         return _bounded(raw)
-    if not isinstance(raw, list) or len(raw) != len(BUCKETS_S) + 2:
-        return None
-    numbers = [value for one in raw if (value := _bounded(one)) is not None]
-    return [*numbers] if len(numbers) == len(raw) else None
+    return as_histogram(raw, metric.buckets)
 
 
 def _bounded(raw: object) -> float | None:

@@ -100,6 +100,7 @@ async def prepare(resources: Resources, new: Config, left: Prepared | None = Non
         problems.append(shortage)
     try:
         after = await _resolve(resources, new, problems)
+        resources.check_links(new)
         earlier = None if left is None else left.ports
         ports = resources.ports.choose(new.services, resources.used_ports(), earlier)
     except StartError as error:

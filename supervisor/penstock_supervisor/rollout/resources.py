@@ -28,8 +28,10 @@ from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDi
 from penstock_supervisor.listeners.listener import Listener
 from penstock_supervisor.listeners.service_listeners import ServiceListeners
 from penstock_supervisor.listeners.worker_ports import is_free
+from penstock_supervisor.listeners.worker_sockets import WorkerSockets
 from penstock_supervisor.process import log_files, privileges
 from penstock_supervisor.process.socket_activation import dup_high
+from penstock_supervisor.process.spawn import SpawnError
 from penstock_supervisor.rollout.directories import Directories
 from penstock_supervisor.rollout.revision import Revision, number_upstreams, numbers_given
 from penstock_supervisor.rollout.slot_ports import SlotPorts
@@ -100,9 +102,16 @@ class Resources:
         self.control = _open_control_socket(self.config)
         if self.control is not None:
             self._stack.callback(self.control.close)
+        self._worker_sockets = WorkerSockets(self.control, self.privileges.identity)
+        self._stack.callback(self._worker_sockets.close)
+        self.check_links(config)
         self.ports = SlotPorts(self.config.services, self.used_ports())
         addresses = {name: one.address for name, one in self.listeners.items()}
         self.revision = self.planned = self.revision._replace(addresses=addresses)
+
+    def check_links(self, config: Config) -> None:
+        """StartError: workers are to be reached by sockets, and there can be none."""
+        self._worker_sockets.check(config.services)
 
     def open_listeners(
         self, service: Service, proxies: int, *, eager: bool = True
@@ -326,6 +335,12 @@ class Resources:
             taken = self.used_ports() | set(taken)
             spare = self.ports.exchange(child.origin.service, child.slot, address, taken)
             child = plan.with_address(child, spare)
+        if child.socket is not None:
+            try:
+                self._worker_sockets.clear(child.socket)
+            except OSError as error:
+                text = f"{child.socket.path} is in the way: {error.strerror}"
+                raise SpawnError("link", text, temporary=True) from None
         if child.link_count:
             # Whatever it was planned by: a proxy to which it has no link would never pick it, and
             # there may be those of before again, if a roll-out goes back.
@@ -343,6 +358,7 @@ class Resources:
             stdout=self._stdout,
             proxies=by.config.proxies,
             privileges=self.privileges._replace(no_new_privileges=self.config.no_new_privileges),
+            sockets=self._worker_sockets.path,
         )
         return plan.worker_plan(by.services[name], slot, own, context)
 

@@ -360,7 +360,7 @@ class Rotation(Places):
             if (link := link_to(proxy, child)) is None:
                 return
             message["link"] = link.number
-        elif child.plan.address is not None:
+        elif child.plan.reached_at is not None:
             message["address"] = _address(child)
         if (service, number) in self._held:
             message["held"] = self._held.reason((service, number))
@@ -381,4 +381,4 @@ def _own_health(child: Child, service: Service) -> Health | None:
 
 def _address(child: Child) -> str:
     """Where proxies connect to it; empty if its connections come over a link."""
-    return "" if child.plan.address is None else str(child.plan.address)
+    return "" if child.plan.reached_at is None else str(child.plan.reached_at)

@@ -128,7 +128,6 @@ class WorkerChecks:
         series = metrics.snapshot(
             {name: checked.counters for name, checked in self._services.items()},
             fds={},
-            loop_lag_s=0.0,
             log_dropped={},
         )
         pools = {name: checked.pool.snapshot() for name, checked in self._services.items()}

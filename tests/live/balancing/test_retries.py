@@ -54,7 +54,8 @@ def test_a_client_that_disconnects_ends_the_exchange_with_the_worker(
         if wire.is_ended():
             left.set()
 
-    run = penstock("--to", origin(answer).address)
+    # Without that key its end is taken for that of its side, until it is known to have left.
+    run = penstock("--to", origin(answer).address, abort_on_close=not rude)
     wire = run.connect()
     wire.send(GET)
     assert asked.wait(60)

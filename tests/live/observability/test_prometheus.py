@@ -181,7 +181,7 @@ def test_prometheus_shows_the_cluster_and_its_traffic(
         ("supervisor", "listener"), ("proxy", "listener"), ("proxy", "client"),
         ("proxy", "upstream"), ("worker", "listener"),
     } <= kinds  # fmt: skip
-    assert set(prometheus.values("penstock_event_loop_lag_seconds", *PROCESS)) == EVERYBODY
+    assert set(prometheus.values("penstock_event_loop_lag_seconds_count", *PROCESS)) == EVERYBODY
     prometheus.shows(
         'penstock_requests_total{method="GET",code="200"}', ("service", "slot"),
         {("web", "0"): 5, ("web", "1"): 5},

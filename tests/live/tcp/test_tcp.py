@@ -3,6 +3,8 @@
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -170,3 +172,26 @@ def test_an_idle_tunnel_ends(penstock: "Penstock", origin: "Worker") -> None:
     assert wire.exactly(1) == b"x"
     assert wire.is_ended()
     run.until(lambda: [line["termination"] for line in run.log] == ["tunnel_timeout"])
+
+
+def test_a_tunnel_of_which_one_side_has_ended_is_reset_when_the_other_is_silent(
+    penstock: "Penstock", origin: "Worker"
+) -> None:
+    gone = threading.Event()
+
+    def answer(wire: "Wire") -> None:
+        if wire.rest():
+            wire.send(b"not all")
+            gone.wait(60)
+
+    run = penstock("--to", origin(answer).address, mode="tcp", timeouts={"half_closed": "1s"})
+    wire = run.connect()
+    wire.send(b"question")
+    wire.finish()
+    assert wire.exactly(7) == b"not all"
+    # An end of file would look like that of the whole answer.
+    with pytest.raises(ConnectionResetError):
+        wire.sock.recv(1)
+    gone.set()
+    run.until(lambda: [line["termination"] for line in run.log] == ["half_closed_timeout"])
+    assert run.metric("penstock_connection_errors_total", kind="half_closed_timeout") == 1

@@ -139,3 +139,25 @@ def test_a_slow_reader_of_a_huge_answer_costs_little_memory(
         data = wire.read()
         assert data
         got += len(data)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_request_before_a_close_notify_is_answered(
+    penstock: "Penstock", origin: "Worker", files: "Files", dial: "Dial", version: ssl.TLSVersion
+) -> None:
+    ended = threading.Event()
+
+    def answer(wire: "Plain") -> None:
+        if wire.head():
+            ended.wait(60)
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanswer")
+
+    tls = files.issue("localhost", into="notify")
+    run = penstock(services={"web": {"upstreams": [origin(answer).address], "tls": tls}})
+    wire = dial(run, "web", context=files.trusting(version))
+    wire.send(HELLO)
+    wire.finish()
+    ended.set()
+    head, _, body = wire.rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == b"answer"

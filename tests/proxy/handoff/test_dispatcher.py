@@ -614,7 +614,7 @@ def test_a_worker_and_its_successor_have_links_of_their_own(make_harness: Any) -
 def snapshot_of(harness: Any) -> Any:
     harness.dispatcher.poll_reports()
     counted = {"web": harness.service.counters}
-    return snapshot(counted, fds={}, loop_lag_s=0.0, log_dropped={})["services"]["web"]
+    return snapshot(counted, fds={}, log_dropped={})["services"]["web"]
 
 
 def test_what_a_removed_worker_has_not_taken_goes_to_others(make_harness: Any) -> None:

@@ -27,7 +27,7 @@ def test_a_client_that_disconnects_after_its_body_aborts_the_workers_request(
         harness.worker.send(OK)
     client.send(POST + b"abc")
     assert client.is_reading()
-    client.send_eof()
+    client.reset()
     assert harness.worker.lost
 
 
@@ -37,7 +37,7 @@ def test_a_client_that_disconnects_after_its_body_leaves_the_queue(harness: Harn
     client = harness.client()
     client.send(POST + b"abc")
     assert len(harness.service.queue) == 1
-    client.send_eof()
+    client.reset()
     assert not harness.service.queue
 
 

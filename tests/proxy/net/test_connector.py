@@ -15,7 +15,13 @@ import uvloop
 from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.address import parse_address
-from penstock_proxy.net.connector import Connecting, connect, error_text, socket_address
+from penstock_proxy.net.connector import (
+    Connecting,
+    connect,
+    connect_unix,
+    error_text,
+    socket_address,
+)
 from penstock_worker.net.stream import Stream, adopt
 
 DEADLINE_S = 10.0
@@ -56,6 +62,17 @@ def full_listener() -> Iterator[socket.socket]:
         finally:
             for client in waiting:
                 client.close()
+
+
+@contextmanager
+def full_unix_listener(folder: Path) -> Iterator[socket.socket]:
+    """The same at a path, where the kernel answers EAGAIN."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "full"))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(listener.getsockname())
+            yield listener
 
 
 @contextmanager
@@ -196,6 +213,82 @@ def test_a_connect_that_is_cancelled_reports_nothing(runner: asyncio.Runner) -> 
 
         runner.run(main())
     assert calls == []
+
+
+def test_a_full_queue_of_a_unix_socket_is_waited_for(
+    runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    calls = Calls()
+    with full_unix_listener(tmp_path) as listener:
+
+        async def main() -> None:
+            where = (socket.AF_UNIX, listener.getsockname())
+            connecting = connect(asyncio.get_running_loop(), where, calls, b"PROXY")
+            assert isinstance(connecting, Connecting)
+            await asyncio.sleep(0.02)
+            assert not calls
+            listener.accept()[0].close()
+            await until(lambda: calls)
+
+        runner.run(main())
+        ((stream, error),) = calls
+        assert error == 0
+        assert stream is not None
+        with listener.accept()[0] as theirs:
+            assert theirs.recv(9) == b"PROXY"
+        stream.close()
+
+
+def test_who_closes_a_full_queue_refuses(runner: asyncio.Runner, tmp_path: Path) -> None:
+    calls = Calls()
+    with full_unix_listener(tmp_path) as listener:
+
+        async def main() -> None:
+            where = (socket.AF_UNIX, listener.getsockname())
+            connect(asyncio.get_running_loop(), where, calls)
+            listener.close()
+            await until(lambda: calls)
+
+        runner.run(main())
+    assert calls == [(None, errno.ECONNREFUSED)]
+
+
+def test_a_wait_for_a_full_queue_can_be_cancelled(runner: asyncio.Runner, tmp_path: Path) -> None:
+    calls = Calls()
+    with full_unix_listener(tmp_path) as listener:
+
+        async def main() -> None:
+            await asyncio.sleep(0)
+            before = descriptors()
+            where = (socket.AF_UNIX, listener.getsockname())
+            connecting = connect(asyncio.get_running_loop(), where, calls)
+            assert connecting is not None
+            connecting.cancel()
+            assert descriptors() == before
+            await asyncio.sleep(0.02)
+
+        runner.run(main())
+    assert calls == []
+
+
+def test_a_task_waits_for_a_full_queue_and_leaks_nothing(
+    runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    with full_unix_listener(tmp_path) as listener:
+
+        async def main() -> None:
+            await asyncio.sleep(0)
+            before = descriptors()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await connect_unix(listener.getsockname())
+            assert descriptors() == before
+            listener.accept()[0].close()
+            (await connect_unix(listener.getsockname())).close()
+            with pytest.raises(FileNotFoundError):
+                await connect_unix(f"{listener.getsockname()}.none")
+
+        runner.run(main())
 
 
 def connected(listener: socket.socket) -> tuple[Stream, socket.socket]:

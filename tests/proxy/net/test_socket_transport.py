@@ -6,6 +6,7 @@ Covers `net/reactor` and `net/transport`.
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from tests.support.descriptors import descriptors
 from tests.support.proxy.recorder import Recorder
 
 from penstock_proxy.net.reactor import Reactor
-from penstock_proxy.net.socket_transport import HIGH_WATER, adopt
+from penstock_proxy.net.socket_transport import HIGH_WATER, SocketTransport, adopt
 from penstock_worker.net.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)
@@ -27,7 +28,7 @@ HUGE = b"x" * (4 << 20)
 class Pair:
     """A connection of ours, and its other end in the hands of the test."""
 
-    def __init__(self, harness: "Harness", family: int) -> None:
+    def __init__(self, harness: "Harness", family: int, *, first: bool = False) -> None:
         self._harness = harness
         if family == socket.AF_UNIX:
             ours, self.peer = socket.socketpair()
@@ -41,7 +42,7 @@ class Pair:
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         self.fd = ours.detach()
         self.recorder = Recorder()
-        adopt(harness.reactor, self.recorder, Stream(self.fd, family))
+        adopt(harness.reactor, self.recorder, Stream(self.fd, family), first=first)
         self.transport = self.recorder.transport
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -69,9 +70,14 @@ class Harness:
         self.reactor = Reactor(loop)
         self.pairs: list[Pair] = []
 
-    def pair(self, family: int = socket.AF_INET) -> Pair:
-        self.pairs.append(Pair(self, family))
+    def pair(self, family: int = socket.AF_INET, *, first: bool = False) -> Pair:
+        self.pairs.append(Pair(self, family, first=first))
         return self.pairs[-1]
+
+    def settle(self, pair: Pair) -> None:
+        """Wait until the kernel has what its peer has sent; nothing is read of it."""
+        with socket.socket(fileno=os.dup(pair.fd)) as copy:
+            select.select([copy], [], [], 10)
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = self.loop.time() + 10
@@ -242,6 +248,41 @@ def test_a_half_closed_connection_can_be_written_to(harness: Harness) -> None:
     pair.transport.close()
     assert pair.peer.recv(10, socket.MSG_WAITALL) == b"answer"
     pair.expect_calls("made end lost")
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_end_of_both_sides_is_reported_once_and_keeps_no_loop_busy(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, family: int, *, paused: bool
+) -> None:
+    pair = harness.pair(family)
+    pair.recorder.stays_open = True
+    pair.peer.shutdown(socket.SHUT_WR)
+    pair.expect_calls("made end")
+    if paused:
+        pair.transport.pause_reading()
+    pair.transport.write_eof()
+    pair.peer.close()
+    harness.turn()
+    calls: list[int] = []
+    monkeypatch.setattr(SocketTransport, "ready", lambda _, events: calls.append(events))
+    for _ in range(20):
+        harness.turn()
+    assert calls == []
+    assert pair.recorder.calls == ["made", "end"]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_reset_after_the_end_of_file_is_reported(harness: Harness, *, paused: bool) -> None:
+    pair = harness.pair()
+    pair.recorder.stays_open = True
+    pair.peer.shutdown(socket.SHUT_WR)
+    pair.expect_calls("made end")
+    if paused:
+        pair.transport.pause_reading()
+    pair.reset()
+    pair.expect_calls("made end lost")
+    assert isinstance(pair.recorder.error, ConnectionResetError)
 
 
 def test_a_reset_is_reported_with_its_error(harness: Harness) -> None:
@@ -486,3 +527,76 @@ def test_an_abort_in_the_middle_of_a_turn_pauses_no_connection(harness: Harness)
     harness.until(lambda: "lost" in pair.recorder.calls)
     assert unsent == [10_000, 0]
     assert pair.recorder.calls == ["made", "lost"]
+
+
+# -- what has come unasked
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+@pytest.mark.parametrize("sent", [b"x", b""], ids=["bytes", "end"])
+def test_what_has_come_first_is_known_when_the_others_are_read(
+    harness: Harness, family: int, sent: bytes
+) -> None:
+    asked, idle = harness.pair(family), harness.pair(family, first=True)
+    seen: list[bool] = []
+    asked.recorder.on_data = lambda _: seen.append(idle.transport.is_quiet())
+    asked.peer.sendall(b"1")
+    asked.until(lambda: seen == [True])
+    # Both are found by the same poll, in this order.
+    asked.peer.sendall(b"2")
+    if sent:
+        idle.peer.sendall(sent)
+    else:
+        idle.peer.shutdown(socket.SHUT_WR)
+    read: list[bytes] = []
+    asked.recorder.on_data = lambda _: read.append(idle.recorder.data)
+    asked.until(lambda: read)
+    assert read == [sent]
+    assert ("end" in idle.recorder.calls) is not bool(sent)
+    assert idle.transport.is_quiet() is bool(sent), "it has been read"
+
+
+@pytest.mark.parametrize("sent", [b"x", b""], ids=["bytes", "end"])
+def test_outside_of_a_turn_the_kernel_is_asked(harness: Harness, sent: bytes) -> None:
+    idle = harness.pair(first=True)
+    assert idle.transport.is_quiet()
+    if sent:
+        idle.peer.sendall(sent)
+    else:
+        idle.peer.close()
+    harness.settle(idle)
+    assert not idle.transport.is_quiet()
+    assert idle.recorder.data == b"", "it was only looked at"
+    idle.until(lambda: idle.recorder.data or idle.recorder.calls[-1] == "lost")
+
+
+def test_a_poll_that_may_not_have_found_all_is_not_relied_upon(harness: Harness) -> None:
+    idle = harness.pair(socket.AF_UNIX, first=True)
+    many = [harness.pair(socket.AF_UNIX) for _ in range(300)]
+    seen: list[tuple[bool, bytes]] = []
+    for pair in many:
+        pair.recorder.on_data = lambda _: seen.append(
+            (idle.transport.is_quiet(), idle.recorder.data)
+        )
+        pair.peer.sendall(b"1")
+    # Behind more than one poll returns.
+    idle.peer.sendall(b"x")
+    idle.until(lambda: len(seen) == len(many))
+    assert {quiet for quiet, data in seen if not data} == {False}
+    assert seen[0] == (False, b"")
+    assert seen[-1] == (True, b"x")
+
+
+@pytest.mark.parametrize("more", [b"x", b""], ids=["bytes", "end"])
+def test_what_is_behind_a_read_that_was_full_or_the_last_is_seen(
+    harness: Harness, more: bytes
+) -> None:
+    pair = harness.pair(socket.AF_UNIX, first=True)
+    quiet: list[bool] = []
+    pair.recorder.on_data = lambda _: quiet.append(pair.transport.is_quiet())
+    pair.peer.sendall(b"y" * (16 << 10) + more)
+    if not more:
+        pair.peer.close()
+    pair.until(lambda: len(quiet) == 1 + len(more))
+    assert quiet[0] is False
+    assert quiet[1:] == [True] * len(more)

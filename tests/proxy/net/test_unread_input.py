@@ -2,7 +2,7 @@
 
 import socket
 
-from penstock_proxy.net.unread_input import has_unread
+from penstock_proxy.net.unread_input import has_unread, is_silent
 
 
 def test_bytes_are_seen_and_left_where_they_are() -> None:
@@ -16,3 +16,16 @@ def test_bytes_are_seen_and_left_where_they_are() -> None:
         assert not has_unread(ours)
     assert not has_unread(ours), "nor is there anything in one that is closed"
     assert not has_unread(None)
+
+
+def test_a_peer_is_silent_as_long_as_there_is_neither_a_byte_nor_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert is_silent(ours)
+        theirs.sendall(b"a")
+        assert not is_silent(ours)
+        assert ours.recv(10) == b"a"
+        assert is_silent(ours)
+        theirs.shutdown(socket.SHUT_WR)
+        assert not is_silent(ours)
+    assert not is_silent(ours)

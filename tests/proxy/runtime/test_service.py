@@ -11,6 +11,7 @@ from tests.proxy.conftest import Harness
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.config import Target
 from penstock_proxy.metrics import RemovedWorkers
+from penstock_proxy.runtime.stats import pool_rows
 
 if TYPE_CHECKING:
     from penstock_proxy.balancing.outlier_detection import Recent
@@ -146,7 +147,7 @@ def test_a_worker_and_its_successor_have_each_their_own_row_of_requests_and_dura
         answered(harness, bad_port=2)
         # So that it is not left out.
         service.pool.succeeded(service.pool.member(1))
-    rows = {row["member"]: row for row in service.pool_rows()}
+    rows = {row["member"]: row for rows in pool_rows(service) for row in rows}
     assert {row["slot"] for row in rows.values()} == {0}
     assert [(rows[one]["requests"], rows[one]["failed"]) for one in (0, 1)] == [(5, 0), (5, 5)]
     assert [sum(rows[one]["durations"]) for one in (0, 1)] == [5, 5]

@@ -92,6 +92,23 @@ def until_the_tunnel_ends(harness: Harness, connect: Connect) -> object:
     return seconds_until(harness, lambda: client.lost)
 
 
+def until_the_half_closed_tunnel_ends(harness: Harness, connect: Connect) -> object:
+    client = connect()
+    client.send(UPGRADE)
+    harness.worker.send(SWITCH)
+    client.send_eof()
+    return seconds_until(harness, lambda: client.lost)
+
+
+def answer_after_an_end(harness: Harness, connect: Connect) -> object:
+    client = connect()
+    client.send(GET)
+    client.send_eof()
+    if not client.lost:
+        harness.worker.send(OK)
+    return client.received()[:12]
+
+
 def until_the_handshake_ends(harness: Harness, _: Connect) -> object:
     accept(harness)
     wire = harness.worker
@@ -240,9 +257,11 @@ def buffered(harness: Harness, _: Connect) -> object:
     sizes = []
     adopt = harness.network.adopt
 
-    def recording(reactor: object, protocol: Any, stream: object, high: int = 0) -> None:
+    def recording(
+        reactor: object, protocol: Any, stream: object, high: int = 0, *, first: bool = False
+    ) -> None:
         sizes.append(high)
-        adopt(reactor, protocol, stream, high)
+        adopt(reactor, protocol, stream, high, first=first)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("listener.filter_chain", "http.connection_pool"):
@@ -366,6 +385,7 @@ ROWS: Final = {
     "balance": Row("round_robin", "client_hash", asked_in_turn),
     "trusted_proxies": Row((), ("192.0.2.0/24",), head_at_the_worker(*FORWARDED)),
     "max_connections": Row(5, 7, room),
+    "abort_on_close": Row(False, True, answer_after_an_end),
     "health.rise": Row(2, 4, checks_until(MemberState.UP, ok=True)),
     "health.fall": Row(2, 4, checks_until(MemberState.DOWN, ok=False)),
     "health.slow_start": Row(0.0, 10.0, weight_of_a_newcomer),
@@ -386,6 +406,7 @@ ROWS: Final = {
     "timeouts.total": Row(2.0, 6.0, until_answered(GET)),
     "timeouts.keepalive": Row(2.0, 6.0, until_closed_when_idle),
     "timeouts.tunnel": Row(2.0, 6.0, until_the_tunnel_ends),
+    "timeouts.half_closed": Row(2.0, 6.0, until_the_half_closed_tunnel_ends),
     "timeouts.handshake": Row(2.0, 6.0, until_the_handshake_ends, {"tls": True}),
     "timeouts.queue": Row(2.0, 6.0, until_it_has_waited_too_long, {"ejection.panic": 0.0}),
     "limits.head": Row(1024, 4096, status(LONG_HEAD)),

@@ -150,3 +150,53 @@ def test_silence_on_both_sides_has_a_time_limit(harness: Harness) -> None:
     assert (client.lost, worker.lost) == (True, True)
     assert harness.service.counters.errors["tunnel_timeout"] == 1
     assert harness.service.counters.broken_off == 0
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the client", "the worker"])
+def test_when_one_side_has_ended_the_other_has_less_time_to_be_silent(
+    harness: Harness, first: int
+) -> None:
+    harness.connect_tcp()
+    pair = sides(harness)
+    harness.advance(3000.0)
+    pair[first].send_eof()
+    # Each byte of the open side sets the time anew.
+    for _ in range(3):
+        harness.advance(59.0)
+        pair[1 - first].send(b"a")
+    harness.advance(59.0)
+    assert not any(side.lost for side in pair)
+    harness.advance(2.0)
+    assert all(side.lost for side in pair)
+    assert harness.service.counters.errors == harness.service.counters.errors | {
+        "half_closed_timeout": 1, "tunnel_timeout": 0,
+    }  # fmt: skip
+    assert harness.service.counters.broken_off == 0
+
+
+def test_a_slow_reader_of_a_side_that_is_open_is_not_taken_for_silence(harness: Harness) -> None:
+    harness.connect_tcp()
+    client, worker = sides(harness)
+    client.send_eof()
+    client.full = True
+    worker.send(b"abc")
+    harness.advance(61.0)
+    for _ in range(2):
+        client.read_one_byte()
+        harness.advance(61.0)
+        assert not client.lost
+    harness.advance(61.0)
+    assert client.lost
+
+
+def test_the_time_of_half_closed_connections_is_never_longer_than_that_of_others(
+    harness: Harness,
+) -> None:
+    config = harness.service.config
+    timeouts = config.timeouts.model_copy(update={"tunnel": 10.0})
+    harness.service.configure(config.model_copy(update={"timeouts": timeouts}))
+    harness.connect_tcp()
+    client, worker = sides(harness)
+    client.send_eof()
+    harness.advance(11.0)
+    assert (client.lost, worker.lost) == (True, True)

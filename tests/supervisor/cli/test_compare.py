@@ -97,8 +97,8 @@ def test_external_addresses_are_subjects_too(specs: list[ComparisonSpec]) -> Non
          "; to run a command: penstock compare -- n")),
         (["--"], "COMMAND: expected a program after --"),
         (["-w", "0"], "--workers: expected at least 1, not 0"),
-        (["--schemes", "port"], ("--schemes: expected some of ports/http, ports/tcp, handoff,"
-         ' shared, reuseport, not "port"')),
+        (["--schemes", "port"], ("--schemes: expected some of ports/http, ports/http/tcp, "
+         'ports/tcp, handoff, shared, reuseport, not "port"')),
         (["--path", "x"], ('--path: expected a path that starts with "/" and has no spaces,'
          ' not "x"')),
         (["--to", "8080"], ('--to: expected a host too: "127.0.0.1:8080" is this machine,'

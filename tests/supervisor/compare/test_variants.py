@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.compare.variants import NAMES, Variant, as_toml, choose, parse_names
+from penstock_supervisor.compare.variants import (
+    ALL,
+    NAMES,
+    OVER_PORTS,
+    Variant,
+    as_toml,
+    choose,
+    parse_names,
+)
 from penstock_supervisor.config.loader import Config, Service, load
 
 
@@ -85,6 +93,15 @@ def test_a_service_keeps_its_mode_where_the_variant_names_none() -> None:
     assert found["ports/http"].mode == "http"
 
 
+def test_both_links_of_an_app_can_be_compared() -> None:
+    found = {one.name: one.service for one in choose(service(), ALL, "/tmp/x").variants}
+    assert found["ports/http"].wants_sockets
+    assert not found[OVER_PORTS].wants_sockets
+    (command,) = load(None, {"command": ("node", "server.js")}).services
+    (note,) = choose(command, [OVER_PORTS], "/tmp/x").notes
+    assert note.endswith("is not compared: its workers are reached over their ports anyway")
+
+
 def test_a_variant_is_unchanged_after_serialization() -> None:
     one = service(workers=3, balance="random")
     for variant in choose(one, NAMES, "/tmp/x").variants:
@@ -95,7 +112,7 @@ def test_a_variant_is_unchanged_after_serialization() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ports", ("ports/http", "ports/tcp")),
+        ("ports", ("ports/http", "ports/http/tcp", "ports/tcp")),
         ("shared, ports/tcp", ("ports/tcp", "shared")),
         ("reuseport,handoff,", ("handoff", "reuseport")),
         (",".join(reversed(NAMES)), NAMES),
@@ -107,7 +124,7 @@ def test_schemes_are_separated_by_commas(text: str, expected: tuple[str, ...]) -
 
 @pytest.mark.parametrize("text", ["", ",", "port", "ports/udp", "shared;handoff"])
 def test_an_unknown_scheme_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected some of ports/http, ports/tcp, handoff"):
+    with pytest.raises(ValueError, match="expected some of ports/http, ports/http/tcp, ports/tcp"):
         parse_names(text)
 
 

@@ -37,6 +37,7 @@ def told(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
         ({}, {"balance": "random"}, 'web.balance: "round_robin" -> "random"'),
         ({}, {"health": {"path": "/up"}}, 'web.health.path: none -> "/up"'),
         ({}, {"worker_ports": "8101-8199"}, "web.worker_ports: none -> 8101-8199"),
+        ({}, {"link": "tcp"}, 'web.link: "auto" -> "tcp"'),
         ({}, {"weights": [1, 2]}, "web.weights: [] -> [1, 2]"),
         ({}, {"accept_proxy": True}, "web.accept_proxy: false -> true"),
         ({}, {"sni": {"db.example": "db"}}, "web.sni: db.example is added"),

@@ -1,6 +1,7 @@
 """A changed key needs what it says, and new processes exactly if theirs would be others."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ OTHER: dict[str, Any] = {
     "access_log_format": "combined", "on_uncaught": "retire", "balance": "random",
     "trusted_proxies": ("10.0.0.0/8",), "send_proxy": "v2", "accept_proxy": True,
     "sni": {"db.example": "db"}, "max_connections": 100, "handoff_window": 9,
+    "abort_on_close": True,
     "restart.max_restarts": 7, "restart.within": "70s", "restart.backoff": "200ms",
     "restart.backoff_max": "11s", "restart.retry_after": "31s", "liveness.timeout": "9s",
     "health.path": "/ready", "health.interval": "3s", "health.timeout": "2s", "health.rise": 3,
@@ -36,8 +38,9 @@ OTHER: dict[str, Any] = {
     "retries.attempts": 3, "retries.on": ("connect",), "retries.budget": "30%",
     "retries.min_per_second": 4, "timeouts.connect": "6s", "timeouts.head": "11s",
     "timeouts.body": "31s", "timeouts.response": "61s", "timeouts.total": "90s",
-    "timeouts.keepalive": "76s", "timeouts.tunnel": "2h", "timeouts.handshake": "11s",
-    "timeouts.queue": "3s", "timeouts.start": "31s", "timeouts.stop": "31s",
+    "timeouts.keepalive": "76s", "timeouts.tunnel": "2h", "timeouts.half_closed": "2m",
+    "timeouts.handshake": "11s", "timeouts.queue": "3s", "timeouts.start": "31s",
+    "timeouts.stop": "31s",
     "limits.head": "17KiB", "limits.headers": 101, "limits.target": "9KiB", "limits.body": "2GiB",
     "limits.min_rate": "600B", "limits.response_head": "65KiB", "limits.requests": 10001,
     "limits.handshakes": 513, "limits.connections_per_client": "60%", "limits.queue": 1025,
@@ -47,6 +50,7 @@ OTHER: dict[str, Any] = {
     "tls.key": "a.key", "tls.certificates": ({"cert": "a", "key": "b"},), "tls.client_ca": "c",
     "tls.client_certificates": "optional", "tls.min_version": "1.3",
     "rollout.surge": 2, "rollout.watch": "9s", "rollout.canary": "5m",
+    "link": "tcp",
 }  # fmt: skip
 """Another value for each key."""
 KEYS = [key for key, _ in values(Service(name="web", listen="127.0.0.1:8000")) if key != "name"]
@@ -55,6 +59,7 @@ BASES: dict[str, dict[str, Any]] = {
     "ports app": {"app": "shop.web:app"},
     "ports app, send_proxy": {"app": "shop.web:app", "send_proxy": "v1"},
     "ports command": {"command": ("node", "server.js", "{port}"), "send_proxy": "v1"},
+    "ports command, unix": {"command": ("node", "server.js", "{socket}"), "link": "unix"},
     "handoff": {"app": "shop.web:app", "scheme": "handoff"},
     "handoff, unix": {"app": "shop.web:app", "scheme": "handoff", "listen": "unix:/run/w"},
     "handoff, off": {"app": "shop.web:app", "scheme": "handoff", "access_log": "off"},
@@ -102,6 +107,7 @@ def plans(one: Service) -> list[plan.ChildPlan]:
     context = plan.WorkerContext(
         environment={}, python="python", directory=one.directory,
         service_address=address(one.listen), stdout=7,
+        sockets=Path("/run/penstock/1.workers"),
     )  # fmt: skip
     found = []
     for slot in range(2):

@@ -58,6 +58,8 @@ def process(code: str) -> Iterator[subprocess.Popen[bytes]]:
         child.stdout.close()
 
 
+LAG = [*(0,) * 7, 0, 1, 0, 0, 0, 0.25]
+"""A loop that has kept others waiting once, for a quarter of a second."""
 PROCESS = ("role", "service", "slot")
 
 
@@ -142,17 +144,21 @@ def test_the_processes_of_a_slot_are_counted_by_state_and_measured_once(made: An
 
 
 def test_descriptors_by_kind_are_those_that_each_process_reports(made: Any) -> None:
-    reported = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag_s": 0.25, "tasks": 7}}
+    reported = {"metrics": {"fds": {"listener": 1, "client": 5}, "loop_lag": LAG, "tasks": 7}}
     snapshot = made.snapshot(made.proxy(), made.worker(stats=reported))
     found = samples(snapshot, "penstock_fds", *PROCESS, "kind")
     assert found["proxy", "", "0", "upstream"] == 3
     assert found["worker", "web", "0", "client"] == 5
     assert found["supervisor", "", "", "listener"] == 3
     assert found["supervisor", "", "", "other"] > 0
-    lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
+    lag = samples(snapshot, "penstock_event_loop_lag_seconds_sum", *PROCESS)
     assert lag == {
         ("supervisor", "", ""): 0.001, ("proxy", "", "0"): 0.002, ("worker", "web", "0"): 0.25,
     }  # fmt: skip
+    buckets = samples(snapshot, "penstock_event_loop_lag_seconds_bucket", *PROCESS, "le")
+    assert [buckets["worker", "web", "0", le] for le in ("0.1", "0.25", "0.5", "+Inf")] == [
+        0, 1, 1, 1,
+    ]  # fmt: skip
     tasks = samples(snapshot, "penstock_event_loop_tasks", *PROCESS)
     assert tasks == {
         ("supervisor", "", ""): 4, ("proxy", "", "0"): 3, ("worker", "web", "0"): 7,
@@ -164,16 +170,21 @@ def test_descriptors_by_kind_are_those_that_each_process_reports(made: Any) -> N
     [
         {"metrics": None},
         {"metrics": []},
-        {"metrics": {"fds": 7, "loop_lag_s": "late", "tasks": "many"}},
-        {"metrics": {"fds": {"client": "x", "listener": None, "a": True}, "loop_lag_s": None}},
-        {"metrics": {"fds": {"client": -1, "channel": math.nan}, "loop_lag_s": math.inf}},
-        {"metrics": {"fds": {"client": 10**400}, "loop_lag_s": []}},
+        {"metrics": {"fds": 7, "loop_lag": "late", "tasks": "many"}},
+        {"metrics": {"fds": {"client": "x", "listener": None, "a": True}, "loop_lag": None}},
+        {
+            "metrics": {
+                "fds": {"client": -1, "channel": math.nan},
+                "loop_lag": [*LAG[:-1], math.inf],
+            }
+        },
+        {"metrics": {"fds": {"client": 10**400}, "loop_lag": LAG[1:]}},
     ],
 )
 def test_invalid_reports_of_a_worker_are_left_out(made: Any, stats: dict[str, Any]) -> None:
     snapshot = made.snapshot(made.worker(stats=stats))
     assert all(key[0] != "worker" for key in samples(snapshot, "penstock_fds", *PROCESS, "kind"))
-    lag = samples(snapshot, "penstock_event_loop_lag_seconds", *PROCESS)
+    lag = samples(snapshot, "penstock_event_loop_lag_seconds_sum", *PROCESS)
     assert set(lag) == {("supervisor", "", "")}
     assert len(samples(snapshot, "penstock_event_loop_tasks", *PROCESS)) == 1
 

@@ -19,7 +19,7 @@ WORKERS = RemovedWorkers(0), RemovedWorkers(1)
 
 def proxied(made: Any, counted: ServiceCounters, *workers: Any, **facts: str) -> Snapshot:
     """One proxy that has counted this for `web`."""
-    series = metrics.snapshot({"web": counted}, fds={}, loop_lag_s=0.0, log_dropped={})
+    series = metrics.snapshot({"web": counted}, fds={}, log_dropped={})
     proxy = made.proxy(stats={"metrics": series})
     return of_web(made, proxy, *workers, **facts)
 

@@ -15,6 +15,7 @@ from penstock_proxy import messages
 from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
 from penstock_proxy.runtime.commands import carry_out
 from penstock_proxy.runtime.process import Proxy
+from penstock_proxy.runtime.stats import joined
 from penstock_worker.channel.channel import Channel
 
 WAIT_S = 60.0
@@ -241,7 +242,11 @@ class RunningProxy:
     async def stats(self) -> Any:
         seq = next(self._numbers)
         self.send(messages.STATS, seq=seq)
-        return await self.answer(messages.STATS, seq=seq)
+        last = await self.answer(messages.STATS, seq=seq)
+        parts = [one for one in self.received if one["cmd"] == messages.STATS_PART]
+        for one in parts:
+            self.received.remove(one)
+        return joined((one for one in parts if one["seq"] == seq), last)
 
     async def end(self) -> None:
         for client in self._clients:

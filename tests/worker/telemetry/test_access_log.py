@@ -1,4 +1,7 @@
-"""Every entry of the access log becomes exactly one line, complete and printable."""
+"""Every entry of the access log becomes exactly one line, complete and printable.
+
+Covers `telemetry/log_field`.
+"""
 
 import json
 import re
@@ -11,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_worker.telemetry.access_log import (
-    CUT,
-    MAX_FIELD,
-    AccessLog,
+    PIECE_LINES,
     Entry,
     Format,
+    make_log,
     open_log,
     tls_fields,
 )
+from penstock_worker.telemetry.log_field import CUT, MAX_FIELD
 from penstock_worker.telemetry.log_writer import LogWriter
 
 NOON = 1795262400.0
@@ -54,7 +57,7 @@ def entry(
 
 def written(form: Format, *entries: Entry) -> str:
     with tempfile.TemporaryFile() as file:
-        log = AccessLog("web", LogWriter(file.fileno()), form)
+        log = make_log("web", LogWriter(file.fileno()), form)
         for one in entries:
             log.add(one)
         log.close()
@@ -276,8 +279,62 @@ def test_off_is_no_log_and_stdout_is_the_first_descriptor(
 
 def test_lines_beyond_the_sinks_bound_are_dropped_and_counted(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        log = AccessLog("web", LogWriter(file.fileno(), bound=10), "json")
+        log = make_log("web", LogWriter(file.fileno(), bound=10), "json")
         for _ in range(3):
             log.add(entry())
         log.close()
     assert log.dropped == 3
+
+
+def test_lines_are_passed_on_piece_by_piece_and_not_only_by_a_flush() -> None:
+    passed: list[bytes] = []
+
+    class Writer(LogWriter):
+        def write(self, lines: bytes) -> None:
+            passed.append(lines)
+
+    with tempfile.TemporaryFile() as file:
+        for form in ("json", "combined"):
+            passed.clear()
+            log = make_log("web", Writer(file.fileno()), form)
+            for _ in range(PIECE_LINES - 1):
+                log.add(entry())
+            assert passed == []
+            for _ in range(PIECE_LINES + 2):
+                log.add(entry())
+            assert [piece.count(b"\n") for piece in passed] == [PIECE_LINES, PIECE_LINES]
+            log.close()
+            assert passed[2].count(b"\n") == 1
+
+
+@given(st.floats(min_value=0, max_value=1e6))
+def test_durations_have_six_digits_and_are_rounded(seconds: float) -> None:
+    line = written("json", entry(connect_s=seconds, first_byte_s=seconds))
+    (text,) = re.findall(r'"connect":(\d+\.\d{6}),"first_byte":\1,', line)
+    assert abs(float(text) - seconds) < 0.51e-6
+
+
+@given(st.lists(st.tuples(st.text(max_size=300), st.binary(max_size=300)), max_size=5))
+def test_what_is_kept_for_the_next_line_changes_no_line(texts: list[tuple[str, bytes]]) -> None:
+    entries = [
+        entry(client=text, method=word, worker=text, version=text, head=b"User-Agent: " + word)
+        for text, word in texts
+    ]
+    for form in ("json", "combined"):
+        together = written(form, *entries, *entries)
+        assert together == "".join(written(form, one) for one in entries) * 2
+
+
+def test_strangers_cannot_make_what_is_kept_grow() -> None:
+    with tempfile.TemporaryFile() as file:
+        for form in ("json", "combined"):
+            log = make_log("web", LogWriter(file.fileno()), form)
+            for number in range(3000):
+                log.add(
+                    entry(client=f"::{number:x}", method=f"M{number}", head=b"Referer: %d" % number)
+                )
+                log.add(entry(client="::1", method="M" * (300 + number % 5)))
+            kept = [getattr(log, name, {}) for name in ("_clients", "_words", "_texts")]
+            assert all(len(texts) <= 1024 + 3 for texts in kept)
+            assert sum(len(text) > 256 for texts in kept for text in texts) <= 1
+            log.close()

@@ -17,14 +17,16 @@ that is about to leave may have to stop accepting first (`pause`). The queues be
 import asyncio
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from penstock_worker.handoff.receiver import LinkReceiver
+from penstock_worker.listener import link_socket
 from penstock_worker.listener.acceptor import Acceptor
 from penstock_worker.listener.idle_clients import IdleClients
+from penstock_worker.listener.link_socket import NamingProtocol
 from penstock_worker.listener.sources import Source
 from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.somaxconn import max_backlog
@@ -93,6 +95,7 @@ class Connections:
         """An ordered set."""
         self._idle_clients: IdleClients | None = None
         self._acceptors: list[Acceptor] = []
+        self._link_names: Mapping[str, Any] | None = None
         self._source: Source | None = None
         """A socket that has to listen before it is accepted from."""
         self.accepting = True
@@ -127,7 +130,10 @@ class Connections:
                 receiver.start()
         elif source.kind == "stream":
             self._source = source
-            self._acceptors.append(self._acceptor(source.sock))
+            self._acceptors.append(self._acceptor(source.sock, self._accepted))
+            if source.link is not None:
+                self._link_names = link_socket.names_beside(source.sock)
+                self._acceptors.append(self._acceptor(source.link, self._accepted_from_proxy))
         if self.accepting:
             self._start_accepting()
 
@@ -150,7 +156,7 @@ class Connections:
             return
         # It replaces one that was shut down.
         self._acceptors = [acceptor for acceptor in self._acceptors if not acceptor.closed]
-        self._acceptors.append(self._acceptor(sock))
+        self._acceptors.append(self._acceptor(sock, self._accepted))
         if self._make_protocol is not None and self.accepting:
             self._acceptors[-1].start()
 
@@ -223,9 +229,9 @@ class Connections:
         for acceptor in self._acceptors:
             acceptor.start()
 
-    def _acceptor(self, listener: socket.socket) -> Acceptor:
+    def _acceptor(self, listener: socket.socket, deliver: Callable[[int, int], None]) -> Acceptor:
         return Acceptor(
-            self._loop, listener, self._accepted, has_room=self._has_room, make_room=self.make_room
+            self._loop, listener, deliver, has_room=self._has_room, make_room=self.make_room
         )
 
     def _has_room(self) -> bool:
@@ -241,14 +247,30 @@ class Connections:
         self._counters.active += 1
         self._adopt(fd, family, probe=False)
 
-    def _adopt(self, fd: int, family: int, link: int = _NO_LINK, *, probe: bool) -> None:
+    def _accepted_from_proxy(self, fd: int, family: int) -> None:
+        self._counters.connections += 1
+        self._counters.active += 1
+        self._adopt(fd, family, probe=False, names=self._link_names)
+
+    def _adopt(
+        self,
+        fd: int,
+        family: int,
+        link: int = _NO_LINK,
+        *,
+        probe: bool,
+        names: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`names`: what the program sees as its ends; None: what they are."""
         assert self._make_protocol is not None
         opened = self._loop.time()
         connection = Connection(fd, family, self._closed, link, probe=probe, opened=opened)
         self._open[connection] = None
         try:
-            connection.protocol = self._make_protocol(probe)
-            adopt(self._loop, connection.protocol, connection)
+            first = connection.protocol = self._make_protocol(probe)
+            if names is not None:
+                first = NamingProtocol(first, names)
+            adopt(self._loop, first, connection)
         except BaseException:
             connection.close()
             raise

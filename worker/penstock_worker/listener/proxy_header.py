@@ -13,10 +13,10 @@ count the connection, time it out, or close it as idle.
 import asyncio
 import logging
 from asyncio import AbstractEventLoop, Transport
-from collections.abc import Mapping
 from typing import Any, Final
 
 from penstock_worker.listener.connections import ProtocolFactory
+from penstock_worker.net.named_transport import NamedTransport
 from penstock_worker.net.proxy_protocol import Endpoint, Header, HeaderError, parse
 from penstock_worker.net.trusted_proxies import AcceptProxy, TrustedProxies, peer_address
 from penstock_worker.telemetry.counters import RequestCounters
@@ -24,11 +24,6 @@ from penstock_worker.telemetry.counters import RequestCounters
 _MAX_LINES: Final = 10
 """Log lines a period: strangers must not fill a disk."""
 _PAUSE_S: Final = 10.0
-_DELEGATED: Final = (
-    "abort", "can_write_eof", "close", "get_protocol", "get_write_buffer_limits",
-    "get_write_buffer_size", "is_closing", "is_reading", "pause_reading", "resume_reading",
-    "set_protocol", "set_write_buffer_limits", "write", "write_eof", "writelines",
-)  # fmt: skip
 HEADER: Final = "proxy_header"
 UNTRUSTED: Final = "proxy_untrusted"
 """Why a connection is closed: values of a metric's label, the same as a proxy's."""
@@ -120,7 +115,10 @@ class _AwaitingHeader(asyncio.Protocol):
         self._stop_waiting()
         transport, rest = self.transport, self._received[header.size :]
         if isinstance(header.source, tuple):
-            transport = _ProxiedTransport(transport, header.source, header.destination)
+            names = {"peername": _socket_name(header.source)}
+            if isinstance(header.destination, tuple):
+                names["sockname"] = _socket_name(header.destination)
+            transport = NamedTransport(transport, names)
         protocol = self._make_protocol(False)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -139,46 +137,6 @@ class _AwaitingHeader(asyncio.Protocol):
         self._headers.open.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-
-
-class _ProxiedTransport(Transport):
-    """A transport that names the addresses of the header. All its other methods are those of
-    the real transport, so that a write costs no extra call."""
-
-    def __init__(self, transport: Transport, source: Endpoint, destination: Endpoint) -> None:
-        super().__init__()
-        self._transport = transport
-        self._names = {"peername": _socket_name(source)}
-        if isinstance(destination, tuple):
-            self._names["sockname"] = _socket_name(destination)
-        for name in _DELEGATED:
-            setattr(self, name, getattr(transport, name))
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        if name in self._names:
-            return self._names[name]
-        found = self._transport.get_extra_info(name, default)
-        if name == "socket" and found is not None:
-            # uvicorn asks the socket, and not the transport, for both names.
-            return _ProxiedSocket(found, self._names)
-        return found
-
-
-class _ProxiedSocket:
-    """A socket that names the addresses of the header."""
-
-    def __init__(self, sock: Any, names: Mapping[str, Any]) -> None:
-        self._sock = sock
-        self._names = names
-
-    def getpeername(self) -> Any:
-        return self._names["peername"]
-
-    def getsockname(self) -> Any:
-        return self._names["sockname"] if "sockname" in self._names else self._sock.getsockname()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
 
 
 def _socket_name(endpoint: Endpoint) -> Any:

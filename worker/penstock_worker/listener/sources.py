@@ -1,4 +1,5 @@
-"""Where a worker's connections come from: links, a passed socket, or a port of its own.
+"""Where a worker's connections come from: links, a passed socket, or a port of its own, beside
+which there may be a unix socket for the proxies.
 
 Owns the step from the contract's variables to a socket, or to one line that says why there is
 none. Must not know who serves the socket, and reads no environment itself.
@@ -13,8 +14,9 @@ import socket
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
-from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT
+from penstock_worker.contract import HOST, LISTEN_FDS, LISTEN_PID, LISTEN_START, PORT, SOCKET
 from penstock_worker.handoff import receiver
+from penstock_worker.listener import link_socket
 from penstock_worker.net.somaxconn import max_backlog
 
 _DEFAULT_HOST: Final = "127.0.0.1"
@@ -39,16 +41,23 @@ class Source(NamedTuple):
     """It was bound here, to a port of the worker's own."""
     other_links: tuple[socket.socket, ...] = ()
     """Links to all proxies after the first."""
+    link: socket.socket | None = None
+    """A unix socket for the proxies, beside a port of the worker's own."""
+
+    def close(self) -> None:
+        for sock in (self.sock, *self.other_links, *([self.link] if self.link else [])):
+            sock.close()
 
     def listen(self) -> None:
         """Listen, unless it listens already. ListenError if another process has the port."""
-        # A passed socket that listens already keeps the queue length that was chosen for it.
-        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return
-        try:
-            self.sock.listen(max_backlog())
-        except OSError as error:
-            raise listen_error(self.sock, error) from error
+        for sock in (self.sock, self.link):
+            # A passed socket that listens already keeps the queue length that was chosen for it.
+            if sock is None or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+            try:
+                sock.listen(max_backlog())
+            except OSError as error:
+                raise listen_error(sock, error) from error
 
 
 def find_source(environ: Mapping[str, str]) -> Source:
@@ -59,7 +68,19 @@ def find_source(environ: Mapping[str, str]) -> Source:
         raise ListenError(str(error)) from None
     if links:
         return Source("link", links[0], other_links=links[1:])
-    return passed_socket(environ) or Source("stream", own_port(environ), own=True)
+    return passed_socket(environ) or _own_source(environ)
+
+
+def _own_source(environ: Mapping[str, str]) -> Source:
+    # The port first: who has it has the path, too.
+    port, path = own_port(environ), environ.get(SOCKET, "")
+    if not path:
+        return Source("stream", port, own=True)
+    try:
+        return Source("stream", port, own=True, link=link_socket.bind(path))
+    except OSError as error:
+        port.close()
+        raise _cannot_listen(f"unix:{path}", error) from error
 
 
 def passed_socket(environ: Mapping[str, str]) -> Source | None:

@@ -185,7 +185,7 @@ class SupervisorLink:
     def _metrics(self) -> dict[str, Any]:
         return {
             "fds": self._descriptors(),
-            "loop_lag_s": self._lag.worst_s(),
+            "loop_lag": self._lag.histogram.flat(),
             "tasks": len(all_tasks()),
             "series": self._series(),
         }

@@ -9,8 +9,9 @@ from asyncio import AbstractEventLoop, TimerHandle
 from time import time  # noqa: TID251 -- a log line tells the time of day
 from typing import Final, NamedTuple
 
-from penstock_worker.telemetry.access_log import MAX_FIELD, AccessLog, Format
+from penstock_worker.telemetry.access_log import AccessLog, Format, make_log
 from penstock_worker.telemetry.counters import RequestCounters
+from penstock_worker.telemetry.log_field import MAX_FIELD
 from penstock_worker.telemetry.log_writer import LogWriter
 
 _FLUSH_S: Final = 0.1
@@ -96,6 +97,5 @@ def open_access_log(
     if name not in ("json", "combined") or not where:
         raise ValueError(f"{value!r} is not FORMAT:WHERE")
     form: Format = "json" if name == "json" else "combined"
-    return AccessLog(
-        service, LogWriter(int(where) if where.isdecimal() else where), form, max_field
-    )
+    log_writer = LogWriter(int(where) if where.isdecimal() else where)
+    return make_log(service, log_writer, form, max_field)
