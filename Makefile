@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-wheel wheel chaos lint format bench scale fuzz clean
+.PHONY: help run test test-versions test-wheel wheel dist chaos lint format bench scale fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 17
@@ -15,7 +15,7 @@ run: $(VENV)/ready ## the demo application: http://127.0.0.1:8000 (more with ARG
 	@exec $(BIN)/penstock run $(ARGS)
 
 test: $(VENV)/ready ## every test (some of them with ARGS="-k config")
-	$(BIN)/python -m pytest --numprocesses=4 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: SECONDS ?= 600
 SEED ?= random
@@ -26,6 +26,12 @@ wheel: $(VENV)/ready ## dist/*.whl with the data path in C, which costs less CPU
 	rm -rf dist
 	HATCH_BUILD_HOOKS_ENABLE=1 PIP_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+dist: $(VENV)/ready ## dist/*: sdist, pure wheel, a compiled one for each Python that is here; ARGS=3.13: this one
+	@$(BIN)/python release/dist.py $(ARGS)
+
+test-versions: $(VENV)/ready ## the packages' tests, with every other Python from 3.11 on that is here
+	@$(BIN)/python release/versions.py $(ARGS)
 
 test-wheel: wheel ## what is relayed, passed on and broken, with that wheel
 	$(BIN)/python -m zipfile -e dist/penstock_lb-*.whl dist/compiled
@@ -56,12 +62,12 @@ fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60;
 	@SECONDS=$(SECONDS) $(BIN)/python -m tests.fuzz.campaign
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-versions dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that is no longer named must not stay importable.
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "penstock needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,asgi,report]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -23,6 +23,7 @@ from penstock_supervisor.logging_setup import ThreadHandler
 # No test says how long anything may take, and where CI=true each run is the same as the last.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("penstock"), derandomize=True, database=None)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "penstock")
 
 # Images of containers set it. Each of the thousands of processes that tests start would compile

@@ -11,9 +11,17 @@ import sys
 
 from penstock_worker import inherited_state
 
+_FREE_THREADED = (
+    b"penstock: Python runs without the GIL, which is not supported: set PYTHON_GIL=1, or use the "
+    b"other build of this version\n"
+)
+
 
 def main() -> int:
     """Run one command and return its exit status."""
+    if not getattr(sys, "_is_gil_enabled", _always)():
+        os.write(2, _FREE_THREADED)
+        return 1
     _prepare(is_run=sys.argv[1:2] == ["run"])
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is signal.default_int_handler:
@@ -23,6 +31,11 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, interrupt)
     return cli.main()
+
+
+def _always() -> bool:
+    # Before Python 3.13 there was nothing else.
+    return True
 
 
 def _prepare(*, is_run: bool) -> None:

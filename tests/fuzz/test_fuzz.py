@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CHECKS = {"requests": oracle.check_request, "responses": oracle.check_response}
 FILES = {name: sorted((CORPUS / name).iterdir()) for name in CHECKS}
-SECONDS = int(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "true" else "5"))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "30" if os.environ.get("CI") == "true" else "5"))
 
 
 @pytest.fixture(scope="module")

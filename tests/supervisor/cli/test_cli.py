@@ -289,6 +289,18 @@ def test_each_command_is_in_the_file_that_the_help_has_for_it() -> None:
             assert (context.command.name, context.command is command) == (name, False)
 
 
+def test_a_python_without_the_gil_is_refused_in_one_line() -> None:
+    script = (
+        "import sys\nsys._is_gil_enabled = lambda: False\n"
+        "from penstock_supervisor.__main__ import main\nsys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "PYTHON_GIL=1" in done.stderr
+
+
 def test_the_process_exits_with_the_status_of_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "penstock_supervisor", "run", "-w", "x"],
