@@ -189,7 +189,7 @@ class Pool:
         if 0 < self._per_worker <= member.active + 1 and not member.is_full:
             member.is_full = True
             self._full.add(member)
-            self._count_available()
+            self.available -= member in self._eligible
 
     def released(self, member: Member) -> bool:
         """A member that was full or is ordered by its load has one request less. Returns True if
