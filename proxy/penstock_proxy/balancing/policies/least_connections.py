@@ -93,12 +93,14 @@ class LeastConnections(Policy[M]):
     def _rotate(self) -> None:
         """Bring the buckets to the rotation, which most often differs by one member."""
         present = frozenset(self._rotation)
-        for member in self._load.keys() - present:
-            self._take_out(member)
-        for member in present - self._load.keys():
-            self._put(member, self._load_of(member))
+        for member in tuple(self._load):
+            if member not in present:
+                self._take_out(member)
         for member in self._rotation:
-            self.lessened(member)
+            if member in self._load:
+                self.lessened(member)
+            else:
+                self._put(member, self._load_of(member))
 
     def _load_of(self, member: M) -> float:
         if member in self._slow:
