@@ -28,8 +28,8 @@ wheel: $(VENV)/ready ## dist/*.whl with the data path in C, which costs less CPU
 		$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test-wheel: wheel ## what is relayed, passed on and broken, with that wheel
-	$(BIN)/python -m zipfile -e dist/penstock-*.whl dist/compiled
-	PYTHONPATH=dist/compiled $(BIN)/penstock --version | grep -F '(compiled)'
+	$(BIN)/python -m zipfile -e dist/penstock_lb-*.whl dist/compiled
+	PYTHONPATH=dist/compiled $(BIN)/penstock --version | grep -F '(compiled'
 	PYTHONPATH=$(CURDIR)/dist/compiled $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --chaos-seconds=10 \
 		$(addprefix tests/live/,http/test_http.py balancing/test_policies.py tcp/test_tcp.py listeners/test_schemes.py) \
 		tests/chaos/test_storms.py \

@@ -112,7 +112,7 @@ def request_forwarded(*, cached: bool) -> Iterator[Step]:
     block = REQUEST[line.end :]
     rewriter = HeaderRewriter((), 100)
     # The head of an HTTP/1.0 request is never cached, and costs the same otherwise.
-    line = line if cached else line._replace(minor=0)
+    line = line if cached else line._replace(minor=0, is_plain=False)
     yield lambda: rewriter.prepare(line, block, trusted=False)
 
 

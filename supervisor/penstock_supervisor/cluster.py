@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from penstock_supervisor.children.events import Event, Events, Subscription
-from penstock_supervisor.config.loader import inherited_environment, load
+from penstock_supervisor.config.environment import inherited_environment
+from penstock_supervisor.config.loader import load
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.errors import NotNowError, ReloadRefused, StartError
 from penstock_supervisor.snapshot import RolloutView

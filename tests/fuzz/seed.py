@@ -12,7 +12,10 @@ from typing import Final
 from tests.fuzz.oracle import MAX_INPUT
 from tests.proxy.http1.test_smuggling_passed import PASSED
 from tests.proxy.http1.test_smuggling_responses import TOO_MUCH, WHOLE
-from tests.support.smuggling.chunks import BODIES
+from tests.support.grammar import Row
+from tests.support.grammar.requests import REQUESTS as REQUEST_ROWS
+from tests.support.grammar.responses import RESPONSES as RESPONSE_ROWS
+from tests.support.smuggling.chunks import BODIES, REQUEST_BODIES
 from tests.support.smuggling.requests import REQUESTS
 from tests.support.smuggling.responses import CHUNKED, FORGED, REFUSED
 
@@ -23,8 +26,11 @@ def seeds() -> dict[Path, bytes]:
     """The files that the corpus must have; a response's first byte is the oracle's mode."""
     requests = {name: trick.data for name, trick in REQUESTS.items()}
     requests |= {f"passed {name}": row[0] for name, row in PASSED.items()}
+    requests |= _rows(REQUEST_ROWS, b"")
     responses = {name: b"0" + response for name, (response, _) in REFUSED.items()}
-    responses |= {f"chunk {name}": b"0" + CHUNKED + body for name, (body, _) in BODIES.items()}
+    responses |= _rows(RESPONSE_ROWS, b"0")
+    bodies = BODIES | REQUEST_BODIES
+    responses |= {f"chunk {name}": b"0" + CHUNKED + body for name, (body, _) in bodies.items()}
     responses |= {
         f"whole {name}": (b"1" if name == "HEAD" else b"0") + row[1] for name, row in WHOLE.items()
     }
@@ -38,6 +44,14 @@ def seeds() -> dict[Path, bytes]:
         for kind, table in (("requests", requests), ("responses", responses))
         for name, data in table.items()
         if len(data) <= MAX_INPUT
+    }
+
+
+def _rows(table: dict[str, Row], mode: bytes) -> dict[str, bytes]:
+    return {
+        f"row {name} {number}": mode + sent
+        for name, row in table.items()
+        for number, (sent, _) in enumerate(row.examples)
     }
 
 

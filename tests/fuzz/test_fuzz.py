@@ -60,8 +60,10 @@ def lax(pattern: "re.Pattern[bytes]", old: bytes, new: bytes) -> "re.Pattern[byt
 
 FAULTS = {
     "chunk sizes end with LF": ("_CHUNK_LINE", rb"\r\n", rb"\r?\n"),
-    "a blank before an extension": ("_CHUNK_LINE", rb"(?:;", rb"[ \t]*(?:;"),
-    "a blank behind a size": ("_CHUNK_LINE", rb"\r\n", rb"[ \t]*\r\n"),
+    "blanks behind a size": ("_CHUNK_LINE", rb"\r\n", rb"[ \t]*\r\n"),
+    "a size behind blanks": ("_CHUNK_LINE", rb"(?=", rb"[ \t]*(?="),
+    "any blank in an extension": ("_CHUNK_LINE", rb"[ \t]*+;", rb"[ \t\x0b\x0c]*+;"),
+    "an extension without a name": ("_CHUNK_LINE", rb"++(?:[ \t]*+=", rb"*+(?:[ \t]*+="),
     "controls in a value": ("FIELDS", rb"\x20-\x7e", rb"\x01-\x09\x0b\x0c\x0e-\x7e"),
     "NUL in a value": ("FIELDS", rb"[\t\x20", rb"[\x00\t\x20"),
     "bare CR in a value": (
@@ -71,7 +73,7 @@ FAULTS = {
     "fields without a name": ("FIELDS", rb"++:", rb"*+:"),
     "trailers that frame": ("_FRAMING_IN_TRAILERS", rb"transfer-encoding", rb"never"),
     "two spaces in a request line": ("_REQUEST_LINE", rb") (", rb") {1,2}("),
-    "targets beyond ASCII": ("_REQUEST_LINE", rb"\x24-\x7e", rb"\x24-\x7e\x80-\xff"),
+    "targets beyond ASCII": ("_REQUEST_LINE", rb"\x24-\x7e", rb"\x23-\x7e\x80-\xff"),
 }  # fmt: skip
 
 

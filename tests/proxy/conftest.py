@@ -329,10 +329,11 @@ class Harness:
             lambda *_: None,
         )
 
-    def client(self) -> Wire:
+    def client(self, port: int = 0) -> Wire:
+        """Connect. `port`: what a PROXY header has reported."""
         self.fd_budget.clients += 1
         self.service.counters.active += 1
-        protocol = ClientConnection(self.service, ("192.0.2.1", 5000))
+        protocol = ClientConnection(self.service, ("192.0.2.1", 5000), port=port)
         if protocol.counted_address:
             self.service.client_limit.acquire(protocol.counted_address)
         self.service.clients.add(protocol)

@@ -224,7 +224,7 @@ def test_an_asgi_program_without_uvicorn_is_a_failure_that_names_the_package(
     # Found before the real module: it makes the import of uvicorn fail.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     served = serve("asg:app", PYTHONPATH=str(tmp_path))
-    assert 'pip install "penstock[asgi]"' in served.receive()["reason"]
+    assert 'pip install "penstock-lb[asgi]"' in served.receive()["reason"]
     assert served.exit_status() == EXIT_FAILED
 
 

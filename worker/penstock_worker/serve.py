@@ -374,7 +374,7 @@ def _server(
     if find_spec("uvicorn") is None:
         raise LoadError(
             f'"{program.spec}" is an ASGI application, which needs uvicorn: '
-            'pip install "penstock[asgi]"'
+            'pip install "penstock-lb[asgi]"'
         )
     from penstock_worker.servers.asgi_server import AsgiServer
 

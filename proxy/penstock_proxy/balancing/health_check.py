@@ -36,8 +36,8 @@ class _MemberChecks:
     """The checks of one member, and their task while `run` runs."""
 
     __slots__ = (
-        "answered", "begins_later", "generation", "health", "member", "on_checked", "probe",
-        "shortage_logged", "task", "wake",
+        "answered", "begins_later", "generation", "health", "limit", "member", "on_checked",
+        "probe", "shortage_logged", "task", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,8 @@ class _MemberChecks:
         self.begins_later = before is not None and member.state is MemberState.UP
         """The first check is due after an interval, or when somebody asks for it."""
         self.wake = asyncio.Event()
+        self.limit: asyncio.Timeout | None = None
+        """The time limit of the check that runs."""
         self.task: asyncio.Task[None] | None = None
         self.generation: int = member.generation if before is None else before.generation
         self.answered: bool = before is None or before.answered
@@ -57,6 +59,11 @@ class _MemberChecks:
         """Called after each check up to the next good one; None: nobody waits for it."""
         self.shortage_logged = False
         """It was logged that the proxy had no descriptor or memory for the last check."""
+
+    def stop_clock(self) -> None:
+        """The result of the check is known: it is none without an answer any more."""
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(None)
 
 
 class HealthChecker:
@@ -236,7 +243,7 @@ class HealthChecker:
         """
         member = checked.member
         try:
-            async with asyncio.timeout(checked.health.timeout):
+            async with asyncio.timeout(checked.health.timeout) as checked.limit:
                 result = await probe()
         except TimeoutError:
             return ProbeResult("timeout", f"no answer within {checked.health.timeout:g} s")
@@ -269,7 +276,7 @@ class HealthChecker:
             if not self._has_client:
                 await probes.import_client()
                 self._has_client = True
-        return await stack.enter_async_context(probes.http_client(member, path))
+        return await stack.enter_async_context(probes.http_client(member, path, checked.stop_clock))
 
 
 def _label(member: Member) -> str:

@@ -10,6 +10,9 @@ was passed to the worker, or one that begins with a PROXY header.
 aiohttp is imported when the first check needs it, in another thread. The import takes longer than
 the rest of a proxy's start, and clients wait for a proxy that is restarted.
 
+The status line of the answer decides, and nothing that comes behind it: not a body without an end,
+a close or a reset. As soon as it is there the check's time no longer runs (`Verdict`).
+
 A bad answer often says what is wrong ("no connection to the database"). So its first bytes are part
 of the reason. They are the program's own words, so they are made one line of printable characters.
 """
@@ -37,13 +40,15 @@ if TYPE_CHECKING:
 _USER_AGENT: Final = "penstock-health"
 _MAX_HEAD: Final = 64 << 10
 _MAX_BODY: Final = 64 << 10
-"""More of a response's body is not read: the status line decides."""
+"""More of a good answer's body is not read."""
 _MAX_QUOTED: Final = 200
 """Characters of a bad answer that the reason repeats."""
 _MAX_QUOTED_BYTES: Final = 4 * _MAX_QUOTED
+_MAX_INTERIM: Final = 16
+"""1xx responses before the one that decides."""
 _BODY_WAIT_S: Final = 0.05
-"""For the body of a bad answer that did not come with its head. The check has its result, and must
-not become one without an answer."""
+"""For a body that did not come with its head: the first words of a bad answer, and the rest of a
+good one, because a server may log a response that nobody takes."""
 _NOT_LISTENING: Final = {
     errno.ECONNREFUSED: "connection refused",
     errno.ENOENT: "its socket does not exist",
@@ -64,6 +69,8 @@ MemberProbe = Callable[[], Awaitable[ProbeResult]]
 """Checks one member, once. It may raise OSError or TimeoutError, which are results as well."""
 Probe = Callable[[Member], Awaitable[ProbeResult]]
 """Checks any member of a service, once."""
+Verdict = Callable[[], None]
+"""Called when the result of a check is known, and only the rest of the answer is waited for."""
 
 
 def from_error(error: OSError) -> ProbeResult:
@@ -88,8 +95,13 @@ async def connect(address: Address) -> ProbeResult:
 # Over a socket of the caller
 
 
-async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeResult:
-    """GET `path`; 2xx and 3xx are good. OSError when the connection breaks.
+async def get(
+    sock: socket.socket,
+    path: str,
+    host: str = "localhost",
+    on_verdict: Verdict = lambda: None,
+) -> ProbeResult:
+    """GET `path`; 2xx and 3xx are good. OSError when the connection breaks before the answer.
 
     The socket belongs to the caller and is used for one check: the rest of the response stays
     unread.
@@ -100,19 +112,23 @@ async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeR
         "Connection: close\r\n\r\n"
     )
     await loop.sock_sendall(sock, request.encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        data = await loop.sock_recv(sock, 4096)
-        head += data
-        if not data or len(head) > _MAX_HEAD:
-            return ProbeResult("failed", "no HTTP answer: it broke off")
-    try:
-        status = parse_status_line(head[: head.index(b"\r\n\r\n") + 4]).status
-    except RejectedError as error:
-        return ProbeResult("failed", f"no HTTP answer: {error}")
+    body = b""
+    for _ in range(_MAX_INTERIM + 1):
+        while b"\r\n\r\n" not in body:
+            data = await loop.sock_recv(sock, 4096)
+            body += data
+            if not data or len(body) > _MAX_HEAD:
+                return ProbeResult("failed", "no HTTP answer: it broke off")
+        head, _, body = body.partition(b"\r\n\r\n")
+        try:
+            status = parse_status_line(head + b"\r\n").status
+        except RejectedError as error:
+            return ProbeResult("failed", f"no HTTP answer: {error}")
+        if status >= 200:
+            break
+    on_verdict()
     if _is_good(status):
         return HEALTHY
-    head, _, body = head.partition(b"\r\n\r\n")
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(_BODY_WAIT_S):
             while len(body) < _MAX_QUOTED_BYTES and (data := await loop.sock_recv(sock, 4096)):
@@ -155,7 +171,9 @@ async def import_client() -> None:
 
 
 @asynccontextmanager
-async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
+async def http_client(
+    member: Member, path: str, on_verdict: Verdict = lambda: None
+) -> AsyncIterator[MemberProbe]:
     """GET `path` of a member that listens; 2xx and 3xx are good.
 
     Yields a probe, which connects anew each time.
@@ -180,32 +198,31 @@ async def http_client(member: Member, path: str) -> AsyncIterator[MemberProbe]:
             # Read each time: its next process may listen at another address.
             address = parse_address(member.address)
             if address.path:
-                return _get_over_unix(address.path, path)
-            return _get_with(session, f"http://{member.address}{path}")
+                return _get_over_unix(address.path, path, on_verdict)
+            return _get_with(session, f"http://{member.address}{path}", on_verdict)
 
         yield probe
 
 
-async def _get_over_unix(where: str, path: str) -> ProbeResult:
+async def _get_over_unix(where: str, path: str, on_verdict: Verdict) -> ProbeResult:
     """GET `path` over a unix socket: a session of aiohttp would keep the first one's path."""
     with closing(await connect_unix(where)) as sock:
         # A unix socket has no host name, and many servers refuse an empty Host.
-        return await get(sock, path)
+        return await get(sock, path, on_verdict=on_verdict)
 
 
-async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
+async def _get_with(session: "aiohttp.ClientSession", url: str, on_verdict: Verdict) -> ProbeResult:
     from aiohttp import ClientError
     from yarl import URL
 
     try:
         # encoded: the path is sent exactly as it was configured.
         async with session.get(URL(url, encoded=True), allow_redirects=False) as response:
+            on_verdict()
             if not _is_good(response.status):
-                return _bad_status(response.status, await _first_bytes(response.content))
-            # A response that is not read to its end would be an error in the worker's log.
-            room = _MAX_BODY
-            while room > 0 and (piece := await response.content.read(room)):
-                room -= len(piece)
+                body = await _first_bytes(response.content, _MAX_QUOTED_BYTES)
+                return _bad_status(response.status, body)
+            await _first_bytes(response.content, _MAX_BODY)
             return HEALTHY
     except ClientError as error:
         if isinstance(error, OSError):
@@ -213,16 +230,14 @@ async def _get_with(session: "aiohttp.ClientSession", url: str) -> ProbeResult:
         return ProbeResult("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
 
 
-async def _first_bytes(content: "aiohttp.StreamReader") -> bytes:
+async def _first_bytes(content: "aiohttp.StreamReader", room: int) -> bytes:
+    """So much of a body as comes soon; how it ends does not matter."""
     from aiohttp import ClientError
 
     body = b""
     with suppress(TimeoutError, ClientError, OSError):
         async with asyncio.timeout(_BODY_WAIT_S):
-            while len(body) < _MAX_QUOTED_BYTES:
-                piece = await content.read(_MAX_QUOTED_BYTES)
-                if not piece:
-                    break
+            while len(body) < room and (piece := await content.read(room - len(body))):
                 body += piece
     return body
 

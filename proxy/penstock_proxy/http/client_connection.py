@@ -29,7 +29,7 @@ from penstock_proxy.errors import (
 from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.http1 import parser
+from penstock_proxy.http1 import parser, target_forms
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import MAX_CACHED_HEAD, PreparedRequest, RepeatedHead
 from penstock_proxy.net.half_closed import has_left
@@ -166,13 +166,14 @@ class ClientConnection(ClientIdentity):
             self._refuse(rejected.fault, rejected.reason)
             return False
         self.buffer = data[end:]
-        if line.minor and line.target.startswith(b"/"):
+        if line.is_plain:
             start = head[: line.end]
             if prepared is self._prepared and line == self._line:
                 self._remember(head, line, prepared, start)
             self._line, self._prepared = line, prepared
         else:
-            start = b"%b %b HTTP/1.1\r\n" % (line.method, parser.worker_target(line))
+            target = target_forms.for_worker(line.method, line.target)
+            start = b"%b %b HTTP/1.1\r\n" % (line.method, target)
         exchange = self._start_exchange(line, prepared, start)
         if self.buffer and self.exchange is exchange and not exchange.request_done:
             rest, self.buffer = self.buffer, b""

@@ -34,6 +34,8 @@ class ClientIdentity(Downstream):
         rewriter = self._rewriter = service.rewriter
         self._origin = (may_be_trusted, port, fields)
         trusted = self._trusted = may_be_trusted and rewriter.trusts(self.address)
+        if trusted and port:
+            rewriter = self._rewriter = rewriter.at_port(port)
         self._fields = rewriter.connection_fields(self.address, port, fields, trusted=trusted)
 
     def use_rewriter(self, rewriter: HeaderRewriter) -> None:
@@ -46,6 +48,8 @@ class ClientIdentity(Downstream):
             self._trusted = trusted
             self.address = address
             self.service.client_limit.move(counted, self.counted_address)
+        if trusted and port:
+            rewriter = rewriter.at_port(port)
         self._rewriter = rewriter
         self._fields = rewriter.connection_fields(address, port, fields, trusted=trusted)
 

@@ -130,6 +130,7 @@ class WorkerConnection:
         "_body_left",
         "_buffer",
         "_chunked",
+        "_connection_options",
         "_framing",
         "_in_head",
         "_interim_count",
@@ -179,6 +180,7 @@ class WorkerConnection:
         self._framing = LENGTH
         self._body_left = 0
         self._chunked: Chunked | None = None
+        self._connection_options: frozenset[bytes] = frozenset()
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -282,6 +284,7 @@ class WorkerConnection:
         elif response.chunked:
             self._framing = BodyFraming.CHUNKED
             self._chunked = Chunked(BAD_RESPONSE)
+            self._connection_options = response.connection
         elif response.length != NO_LENGTH:
             self._framing = LENGTH
             self._body_left = response.length
@@ -313,7 +316,10 @@ class WorkerConnection:
         if chunked.done:
             if chunked.rest:
                 self.max_idle_s = 0.0
-            self._complete(receiver, keep_response_trailers(chunked.trailers))
+            trailers = chunked.trailers
+            if trailers:
+                trailers = keep_response_trailers(trailers, self._connection_options)
+            self._complete(receiver, trailers)
 
     def _complete(self, receiver: ResponseReceiver, trailers: bytes) -> None:
         self._chunked = None

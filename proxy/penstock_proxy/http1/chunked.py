@@ -1,31 +1,38 @@
 """The decoder of the chunked transfer coding (RFC 9112 §7.1).
 
 Owns: where a chunked body ends, and which of its bytes are payload. As in `parser`, every byte
-has one reading and every pattern is possessive. Where the grammar allows more than other parsers
-accept (blanks around a chunk extension), only what all of them read alike is accepted. No I/O.
+has one reading and every pattern is possessive. Nothing of the framing is passed on: the other
+side gets chunks of our own. So what the grammar allows is taken although other parsers refuse it
+(blanks around the parts of an extension), and from a worker, blanks behind a size as well: some
+servers pad it. No I/O.
 """
 
 import re
 from typing import Final
 
-from penstock_proxy.errors import Fault, RejectedError
-from penstock_proxy.http1.parser import FIELDS, TOKEN
+from penstock_proxy.errors import BAD_REQUEST, BAD_RESPONSE, Fault, RejectedError
+from penstock_proxy.http1.field_lines import FIELDS, TOKEN, repaired
 
 MAX_CHUNK_LINE: Final = 256
 """Bytes of a chunk's size and extensions; honest senders need only a few."""
 MAX_TRAILERS: Final = 8 << 10
 
-_CHUNK_LINE: Final = re.compile(
-    rb"([0-9A-Fa-f]{1,15}+)(?:;" + TOKEN + rb"++(?:=(?:" + TOKEN + rb"++"
-    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+\r\n'
+_SIZE: Final = rb"(?=[0-9A-Fa-f])(0{0,5}+[0-9A-Fa-f]{0,15}+)"
+"""At most 20 digits, of which 15 count."""
+_EXTENSIONS: Final = (
+    rb"(?:[ \t]*+;[ \t]*+" + TOKEN + rb"++(?:[ \t]*+=[ \t]*+(?:" + TOKEN + rb"++"
+    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"))?+)*+'
 )
+_CHUNK_LINE: Final = re.compile(_SIZE + _EXTENSIONS + rb"\r\n")
+_PADDED_CHUNK_LINE: Final = re.compile(_SIZE + _EXTENSIONS + rb"[ \t]*+\r\n")
 _PART_OF_CHUNK_LINE: Final = re.compile(
-    rb"[0-9A-Fa-f]{0,15}+|[0-9A-Fa-f]{1,15}+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+"
+    rb"(?:" + _SIZE + rb"[ \t]*+(?:;[\t\x20-\x7e\x80-\xff]*+)?+\r?+)?+"
 )
 _FRAMING_IN_TRAILERS: Final = re.compile(
     rb"(?:\A|\n)(?:content-length|transfer-encoding):", re.IGNORECASE
 )
-"""RFC 9110 §6.5.1 forbids framing fields in trailers, and some parsers obey them."""
+"""RFC 9110 §6.5.1 forbids framing fields in trailers, and some parsers obey them. Who stands in
+front of us may be one, so a request that has them is refused. A worker's are dropped."""
 
 
 class Chunked:
@@ -90,11 +97,16 @@ class Chunked:
                 raise RejectedError(self._fault, "chunk size line too long")
             self._line = data[start:]
             return -1
-        match = _CHUNK_LINE.fullmatch(data, at, end + 1)
-        if match is None:
-            raise RejectedError(self._fault, "malformed chunk size")
+        match = _CHUNK_LINE.fullmatch(data, at, end + 1) or self._padded(data, at, end + 1)
         self._left = int(match[1], 16) or -1
         return end + 1
+
+    def _padded(self, data: bytes, at: int, end: int) -> re.Match[bytes]:
+        """A worker's size line that is padded with blanks."""
+        match = _PADDED_CHUNK_LINE.fullmatch(data, at, end)
+        if match is None or self._fault is not BAD_RESPONSE:
+            raise RejectedError(self._fault, "malformed chunk size")
+        return match
 
     def _read_trailers(self, data: bytes) -> None:
         if data.startswith(b"\r\n"):
@@ -108,8 +120,18 @@ class Chunked:
                 raise RejectedError(self._fault, "trailers too large")
             self._line = data
             return
-        if end > MAX_TRAILERS or FIELDS.fullmatch(data, 0, end + 4) is None:
-            raise RejectedError(self._fault, "malformed trailers")
-        if _FRAMING_IN_TRAILERS.search(data, 0, end) is not None:
-            raise RejectedError(self._fault, "framing in trailers")
-        self.done, self.trailers, self.rest = True, data[: end + 2], data[end + 4 :]
+        if end > MAX_TRAILERS:
+            raise RejectedError(self._fault, "trailers too large")
+        self.trailers = self._checked(data[: end + 4])[:-2]
+        self.done, self.rest = True, data[end + 4 :]
+
+    def _checked(self, block: bytes) -> bytes:
+        """A trailer block with its empty line, repaired if it is a worker's."""
+        fault = self._fault
+        if FIELDS.fullmatch(block) is None:
+            block = repaired(block) if fault is BAD_RESPONSE else b""
+            if FIELDS.fullmatch(block) is None:
+                raise RejectedError(fault, "malformed trailers")
+        if fault is BAD_REQUEST and _FRAMING_IN_TRAILERS.search(block) is not None:
+            raise RejectedError(fault, "framing in trailers")
+        return block

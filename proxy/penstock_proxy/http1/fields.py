@@ -28,20 +28,20 @@ REWRITTEN: Final = forwarded.STANDARD_FIELDS | {b"host", b"x-request-id"}
 NOT_TO_WORKERS: Final = HOP_BY_HOP | REWRITTEN | {b"proxy"}
 """`Proxy` becomes HTTP_PROXY in a CGI program (httpoxy, CVE-2016-5385)."""
 NOT_IN_TRAILERS: Final = NOT_TO_WORKERS | {
-    b"content-length",
-    b"content-encoding",
-    b"content-type",
-    b"content-range",
-    b"host",
-    b"trailer",
-    b"via",
-    b"authorization",
-    b"cookie",
-    b"set-cookie",
-    b"cache-control",
-    b"expect",
-}
-"""RFC 9110 §6.5.1: framing, routing, authentication and the like are not allowed in trailers."""
+    # framing and routing
+    b"content-length", b"max-forwards", b"via",
+    # how the content is read
+    b"content-encoding", b"content-type", b"content-range", b"trailer",
+    # authentication
+    b"authorization", b"cookie", b"set-cookie", b"www-authenticate",
+    # request modifiers
+    b"cache-control", b"expect", b"pragma", b"range", b"if-match", b"if-none-match",
+    b"if-modified-since", b"if-unmodified-since", b"if-range",
+    # control data of a response
+    b"age", b"date", b"expires", b"location", b"retry-after", b"vary", b"warning",
+}  # fmt: skip
+"""RFC 9110 §6.5.1 does not allow them in trailers, by these kinds. `Authentication-Info` and `ETag`
+are allowed there (§11.6.3, §8.8.3)."""
 
 
 def keep_trailers(block: bytes, is_kept: Callable[[bytes], bool]) -> bytes:

@@ -54,7 +54,9 @@ _NODE: Final = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::\d{1,5})?|(\d[\d.]{6,14
 _PROTO: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,15}")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT: Final = re.compile(rb"[0-9]{1,5}")
+_PORT_OF_HOST: Final = re.compile(rb":([0-9]{1,5})\Z")
 _MAX_PORT: Final = 0xFFFF
+_DEFAULT_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
 _PAIR: Final = re.compile(
     rb"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
     rb'|"((?:[^"\\]|\\.)*+)")[ \t]*([;,]|$)'
@@ -94,6 +96,26 @@ def read_trusted(
     )
 
 
+def client_port(info: ForwardedInfo, host: bytes, scheme: bytes) -> bytes:
+    """The port that the client connected to, as far as trusted proxies say; empty: they do not.
+
+    `host`: the request's Host, `scheme`: what we see ourselves, where they have reported none.
+    Their port counts before what follows from host and protocol. A host without a port means the
+    usual one of the protocol. If they report neither, Host says nothing of the client's side.
+    """
+    if info.port or not (info.host or info.proto):
+        return info.port
+    match = _PORT_OF_HOST.search(info.host or host)
+    port = _port(match[1]) if match else b""
+    return port or _DEFAULT_PORTS.get(info.proto or scheme, b"")
+
+
+def _port(digits: bytes) -> bytes:
+    """A port without leading zeros; empty if there is none such."""
+    port = int(digits or b"0")
+    return b"%d" % port if 0 < port <= _MAX_PORT else b""
+
+
 def _from_x_forwarded(received: FieldValues, trusted: TrustedProxies) -> ForwardedInfo:
     nodes = [node.decode("latin-1") for node in _list_elements(received, b"x-forwarded-for")]
     host, port = (
@@ -104,7 +126,7 @@ def _from_x_forwarded(received: FieldValues, trusted: TrustedProxies) -> Forward
         hops=_hops(nodes, trusted),
         proto=_last_element(received, b"x-forwarded-proto", _PROTO).lower(),
         host=host,
-        port=port if port and int(port) <= _MAX_PORT else b"",
+        port=_port(port),
     )
 
 

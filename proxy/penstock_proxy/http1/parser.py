@@ -3,16 +3,16 @@
 Owns: which bytes are a request head or a response head (RFC 9112), and how long the body is.
 Must not know: sockets, workers, time, what is forwarded (`request`). No I/O.
 
-Every byte has one reading. What two servers could read in two ways is refused, never repaired:
-if the proxy and its worker guess differently, requests can be smuggled.
+Every byte has one reading. What the RFCs read in one way is taken, and written to the other side
+in the one form that every server reads alike. What two servers could read in two ways is refused:
+if the proxy and its worker guess differently, requests can be smuggled. A worker's head is read
+more kindly than a client's, as far as RFC 9112 says how (`field_lines`).
 
 Every pattern is possessive, so a hostile head cannot make it backtrack. The common head costs
-one match and one pass over its lines. These are refused: bare LF, obs-fold, white space before a
-colon; a signed, listed or repeated Content-Length; every Transfer-Encoding but `chunked`; both
-of them together. Where the grammar allows more than other parsers accept (a length with leading
-zeros, which some read as octal), only what all of them read alike is accepted.
+one match and one pass over its lines; whatever is uncommon is found by what fails there.
 
-See docs/decisions/0010-ambiguous-is-refused.md.
+docs/http-grammar.md has all that is taken, repaired and refused, with the reasons. See
+docs/decisions/0010-ambiguous-is-refused.md and docs/decisions/0020-grammar.md.
 """
 
 import re
@@ -29,24 +29,22 @@ from penstock_proxy.errors import (
     Fault,
     RejectedError,
 )
+from penstock_proxy.http1 import target_forms
+from penstock_proxy.http1.field_lines import FIELDS, TOKEN, repaired
 
 MAX_RESPONSE_HEAD: Final = 64 << 10
 """Default limit of a response head, in bytes. nginx: 4 to 8 KiB, HAProxy: 16 KiB."""
 NO_LENGTH: Final = -1
 
-TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-"""One character of a token (RFC 9110 §5.6.2)."""
-_REQUEST_LINE: Final = re.compile(
-    rb"(" + TOKEN + rb"{1,32}+) ([\x21\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n"
-)
+MAX_METHOD: Final = 32
+"""Bytes of a method. No registered one is half as long."""
+
+_REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb"++) ([!\x22\x24-\x7e]++) HTTP/(\d)\.(\d)\r\n")
 _PART_OF_REQUEST_LINE: Final = re.compile(
-    rb"\r|" + TOKEN + rb"{1,32}+(?: (?:[\x21\x24-\x7e]++(?: [HTP/\d.]{0,8}+\r?+)?+)?+)?+"
+    rb"\r|" + TOKEN + rb"++(?: (?:[!\x22\x24-\x7e]++(?: [HTP/\d.]{0,8}+\r?+)?+)?+)?+"
 )
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.(\d) ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?+\r\n")
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)++")
-FIELDS: Final = re.compile(rb"(?:" + TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n")
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9.\-_~%!$&'()*+;=]++|\[[0-9A-Fa-f:.]++\])(?::\d{0,5}+)?+")
-_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?@]++)((?:[/?].*+)?+)")
 _ENDS_CHUNKED: Final = re.compile(
     rb"(?:(?!chunked\b)" + TOKEN + rb"++[ \t]*+,[ \t]*+)++chunked", re.IGNORECASE
 )
@@ -59,11 +57,12 @@ _PROTOCOLS: Final = re.compile(
 )
 
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
-_LENGTH_FIELDS: Final = frozenset({b"content-length", b"transfer-encoding"})
-_FRAMING: Final = _LENGTH_FIELDS | {b"host"}
-"""Fields that may not be repeated, and may not be removed by Connection."""
-_NOT_REMOVABLE: Final = _FRAMING | {b"expect"}
-_SPECIAL: Final = _FRAMING | {b"connection", b"upgrade", b"expect"}
+_CONTENT_LENGTH: Final = b"content-length"
+_NOT_REMOVABLE: Final = frozenset({_CONTENT_LENGTH, b"transfer-encoding", b"host", b"expect"})
+"""Fields that Connection may not remove. In a response only a length matters of them."""
+_SPECIAL: Final = _NOT_REMOVABLE | {b"connection", b"upgrade"}
+_MAX_DIGITS: Final = 18
+"""Of a length: it stays below 2^63."""
 
 Lines = list[tuple[bytes, bytes, bytes]]
 """A header block as (lower-case name, value without outer white space, the raw line)."""
@@ -77,7 +76,10 @@ class RequestLine(NamedTuple):
     method: bytes
     target: bytes
     minor: int
+    """0 or 1: a higher one is read as 1 (RFC 9110 §2.5)."""
     end: int
+    is_plain: bool = False
+    """It is in origin-form and HTTP/1.1, and can be forwarded as it is."""
 
 
 class Framing(NamedTuple):
@@ -130,45 +132,34 @@ def skip_empty_lines(data: bytes) -> bytes:
 
 
 def parse_request_line(head: bytes) -> RequestLine:
-    """Read the request line. Raises RejectedError: 400, or 505 for another major version."""
+    """Read the request line.
+
+    Raises RejectedError: 400, 501 for a method that nobody has, 505 for another major version.
+    """
     match = _REQUEST_LINE.match(head)
     if match is None:
         raise RejectedError(BAD_REQUEST, "malformed request line")
     method, target, major, minor = match.groups()
-    if major != b"1" or minor > b"1":
+    is_origin_form = target.startswith(b"/")
+    if major != b"1":
         raise RejectedError(VERSION, "only HTTP/1.0 and HTTP/1.1 are served")
+    if len(method) > MAX_METHOD:
+        raise RejectedError(NOT_IMPLEMENTED, f"method beyond {MAX_METHOD} bytes")
     if len(method) == 7 and method.upper() == b"CONNECT":
         # Only a forward proxy serves it, and this is none. A worker that accepted it would
         # not read what follows as HTTP. Some workers accept it in lower case, against
         # RFC 9110 §9.1.
         raise RejectedError(NOT_IMPLEMENTED, "CONNECT is for forward proxies")
     if (
-        not target.startswith(b"/")
+        not is_origin_form
         and (target != b"*" or method != b"OPTIONS")
-        and not _ABSOLUTE.fullmatch(target)
+        and not target_forms.is_absolute(target)
     ):
         raise RejectedError(BAD_REQUEST, "malformed request target")
-    return RequestLine(method, target, 1 if minor == b"1" else 0, match.end())
-
-
-def split_absolute(target: bytes) -> tuple[bytes, bytes]:
-    """Split an absolute-form target into authority and origin-form (RFC 9112 §3.2.2)."""
-    match = _ABSOLUTE.fullmatch(target)
-    assert match is not None
-    path = match[2]
-    return match[1], path if path.startswith(b"/") else b"/" + path
-
-
-def worker_target(line: RequestLine) -> bytes:
-    """Return the target as a worker gets it: never in absolute-form."""
-    if line.target[:1] in b"/*":
-        return line.target
-    match = _ABSOLUTE.fullmatch(line.target)
-    assert match is not None
-    if line.method == b"OPTIONS" and not match[2]:
-        # RFC 9112 §3.2.4: this is how a client of a proxy asks about the server as a whole.
-        return b"*"
-    return split_absolute(line.target)[1]
+    end = match.end()
+    if minor == b"1":
+        return RequestLine(method, target, 1, end, is_origin_form)
+    return RequestLine(method, target, 0 if minor == b"0" else 1, end)
 
 
 def parse_status_line(head: bytes) -> StatusLine:
@@ -176,16 +167,19 @@ def parse_status_line(head: bytes) -> StatusLine:
     match = _STATUS_LINE.match(head)
     if match is None:
         raise RejectedError(BAD_RESPONSE, "malformed status line")
-    return StatusLine(1 if match[1] == b"1" else 0, int(match[2]), match.end())
+    return StatusLine(0 if match[1] == b"0" else 1, int(match[2]), match.end())
 
 
 def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
     """Read a header block with its empty line, and the framing of the body.
 
-    Raises RejectedError with `fault`, or with HEAD_TOO_LARGE beyond `max_fields`.
+    `fault`: BAD_REQUEST for a client's block, BAD_RESPONSE for a worker's, which is repaired. It is
+    that of the RejectedError, which is HEAD_TOO_LARGE beyond `max_fields`.
     """
     if FIELDS.fullmatch(block) is None:
-        raise RejectedError(fault, "malformed header field")
+        block = repaired(block) if fault is BAD_RESPONSE else b""
+        if FIELDS.fullmatch(block) is None:
+            raise RejectedError(fault, "malformed header field")
     raw_lines = block.split(b"\r\n")[:-2]
     if len(raw_lines) > max_fields:
         raise RejectedError(HEAD_TOO_LARGE, f"more than {max_fields} header fields")
@@ -196,31 +190,39 @@ def parse_fields(block: bytes, fault: Fault, max_fields: int = 1000) -> Framing:
         name, value = name.lower(), raw_value.strip(b" \t")
         lines.append((name, value, line))
         if name in _SPECIAL:
-            # A tab around a length or a coding is legal, but llhttp reads it as part of the value.
-            kept = raw_value.strip(b" ") if name in _LENGTH_FIELDS else value
+            # Tabs stay around a length, so that its line is seen to need another form.
+            kept = raw_value.strip(b" ") if name == _CONTENT_LENGTH else value
             values.setdefault(name, []).append(kept)
     return _framing(lines, values, fault)
 
 
 def _framing(lines: Lines, values: Values, fault: Fault) -> Framing:
     length, chunked = NO_LENGTH, False
-    for name in _FRAMING:
-        if len(values.get(name, ())) > 1:
-            raise RejectedError(fault, f"repeated {name.decode()}")
-    if b"content-length" in values:
-        length = _length(values[b"content-length"][0], fault)
+    lengths = values.get(_CONTENT_LENGTH)
+    if lengths is not None:
+        value = lengths[0]
+        if len(lengths) == 1 and value.isdigit() and len(value) <= _MAX_DIGITS:
+            length = int(value)
+        else:
+            length = _one_length(lengths, fault)
+        if len(lengths) > 1 or not value.isdigit() or (value[:1] == b"0" and len(value) > 1):
+            lines = _with_length(lines, length)
     if b"transfer-encoding" in values:
-        chunked = _chunked(values[b"transfer-encoding"][0], fault)
+        chunked = _chunked(values[b"transfer-encoding"], fault)
     if chunked and length != NO_LENGTH:
         raise RejectedError(fault, "both Content-Length and Transfer-Encoding")
     options = _options(values.get(b"connection", ()), fault)
-    if options & _NOT_REMOVABLE:
+    if options & _NOT_REMOVABLE and (fault is BAD_REQUEST or _CONTENT_LENGTH in options):
         # A recipient that obeyed would drop the framing that all others use.
         raise RejectedError(fault, "Connection names a framing field")
-    upgrade = b", ".join(values.get(b"upgrade", ())) if b"upgrade" in options else b""
-    if upgrade and _PROTOCOLS.fullmatch(upgrade) is None:
-        raise RejectedError(fault, "malformed Upgrade")
+    upgrade = offered_protocols(values) if b"upgrade" in options else b""
     return Framing(lines, values, length, chunked, options, upgrade)
+
+
+def offered_protocols(values: Values) -> bytes:
+    """The value of Upgrade; empty if it is none. Whoever gets it may ignore it (RFC 9110 §7.8)."""
+    upgrade = b", ".join(values.get(b"upgrade", ()))
+    return upgrade if _PROTOCOLS.fullmatch(upgrade) is not None else b""
 
 
 def check_request(line: RequestLine, framing: Framing) -> bytes:
@@ -228,37 +230,49 @@ def check_request(line: RequestLine, framing: Framing) -> bytes:
 
     Raises RejectedError: 400, or 417 for an expectation other than 100-continue.
     """
-    expectations = framing.values.get(b"expect", ())
-    if line.minor and any(value.lower() != b"100-continue" for value in expectations):
+    values = framing.values
+    if line.minor and b"expect" in values and not _is_continue(values[b"expect"]):
         raise RejectedError(EXPECTATION, "unknown expectation")
     if line.minor == 0 and framing.chunked:
         raise RejectedError(BAD_REQUEST, "Transfer-Encoding in HTTP/1.0")
-    (host,) = framing.values.get(b"host", (None,))
-    if host is None and line.minor == 1:
+    hosts = values.get(b"host", ())
+    if len(hosts) > 1:
+        raise RejectedError(BAD_REQUEST, "repeated Host")
+    if not hosts and line.minor:
         raise RejectedError(BAD_REQUEST, "no Host")
-    if host is not None and _HOST.fullmatch(host) is None:
-        raise RejectedError(BAD_REQUEST, "malformed Host")
-    if line.target[:1] in b"/*":
-        return host or b""
-    authority, _ = split_absolute(line.target)
-    if _HOST.fullmatch(authority) is None:
-        raise RejectedError(BAD_REQUEST, "malformed authority")
-    if host is not None and authority.lower() != host.lower():
-        # By RFC 9112 §3.2.2 the target wins, but a worker might use the field.
-        raise RejectedError(BAD_REQUEST, "Host disagrees with the target")
-    return authority
+    return target_forms.host(line.target, hosts[0] if hosts else None)
 
 
-def _length(value: bytes, fault: Fault) -> int:
-    # int() also accepts signs, underscores and blanks; 18 digits stay below 2^63. With leading
-    # zeros, strtol with base 0 reads a number as octal.
-    if not value.isdigit() or len(value) > 18 or (value[:1] == b"0" and len(value) > 1):
+def _is_continue(expectations: Sequence[bytes]) -> bool:
+    """Is nothing expected but 100-continue? (RFC 9110 §10.1.1, a list)"""
+    members = b",".join(expectations).lower().split(b",")
+    return all(member.strip(b" \t") in (b"", b"100-continue") for member in members)
+
+
+def _one_length(lengths: Sequence[bytes], fault: Fault) -> int:
+    """The one length that is repeated, in lines or in a list (RFC 9112 §6.3)."""
+    members = {member.strip(b" \t") for value in lengths for member in value.split(b",")}
+    value = members.pop()
+    # int() also accepts signs, underscores and blanks.
+    if members or not value.isdigit() or len(value) > _MAX_DIGITS:
         raise RejectedError(fault, "malformed Content-Length")
     return int(value)
 
 
-def _chunked(value: bytes, fault: Fault) -> bool:
-    if value.lower() != b"chunked":
+def _with_length(lines: Lines, length: int) -> Lines:
+    """These lines with one Content-Length, in the form that all read alike. There are servers that
+    read a leading zero as octal, a tab as part of the value, or only one of two lines."""
+    digits = b"%d" % length
+    at = [line[0] for line in lines].index(_CONTENT_LENGTH)
+    one = (_CONTENT_LENGTH, digits, b"Content-Length: " + digits)
+    return [*lines[:at], one, *(line for line in lines[at:] if line[0] != _CONTENT_LENGTH)]
+
+
+def _chunked(values: Sequence[bytes], fault: Fault) -> bool:
+    value = values[0].lower()
+    if len(values) > 1:
+        raise RejectedError(fault, "repeated Transfer-Encoding")
+    if value != b"chunked":
         # RFC 9112 §6.1: 501 for an unknown coding. §6.3: but 400 if the last coding is not
         # chunked, because then the end of the body cannot be known.
         if fault is BAD_REQUEST and _ENDS_CHUNKED.fullmatch(value):
@@ -271,6 +285,10 @@ def _options(values: Sequence[bytes], fault: Fault) -> frozenset[bytes]:
     if not values:
         return _NO_OPTIONS
     value = b",".join(values)
+    found = {option for part in value.lower().split(b",") if (option := part.strip(b" \t"))}
     if _TOKENS.fullmatch(value) is None:
-        raise RejectedError(fault, "malformed Connection")
-    return frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
+        if fault is BAD_REQUEST:
+            raise RejectedError(fault, "malformed Connection")
+        # Whatever the worker wanted to say of its connection: it is not used again.
+        found.add(b"close")
+    return frozenset(found)

@@ -27,15 +27,18 @@ from penstock_proxy.http1.forwarded import FieldValues, ForwardedInfo
 from penstock_proxy.http1.parser import Framing, RequestLine
 from penstock_worker.net.trusted_proxies import TrustedProxies
 
+_DROPPED: Final = NOT_TO_WORKERS | {b"expect"}
+"""The proxy writes what it passes on of Expect itself, as it does with the others."""
 _READ_FIELDS: Final = REWRITTEN | {b"te", b"via"}
 _AMBIGUOUS: Final = re.compile(rb"[^a-z0-9-]")
 _HTTP_PROTOCOLS: Final = frozenset({b"h2c", b"h2", b"http", b"tls"})
 """Protocols of Upgrade that carry HTTP: h2c, HTTP by its version, HTTP over TLS (RFC 2817)."""
-_DEFAULT_PORTS: Final = {b"http": b"80", b"ws": b"80", b"https": b"443", b"wss": b"443"}
 _DEFAULT_FORWARDING: Final = Forwarding()
 
 _MAX_REQUEST_ID: Final = 128
 _CACHED_BLOCKS: Final = 256
+_MAX_PORTS: Final = 16
+"""Ports with caches of their own: a service has a few at most."""
 MAX_CACHED_HEAD: Final = 4 << 10
 
 
@@ -83,11 +86,13 @@ class HeaderRewriter:
         """`scheme`: http or https, as clients connect to us; `port`: where, 0 for a unix socket.
         `own_fields`: fields that we set ourselves, so that a trusted proxy's are dropped."""
         self.trusted = TrustedProxies(trusted)
+        self._terms = (trusted, max_fields, scheme, own_fields)
+        self._at_ports: dict[int, HeaderRewriter] = {}
         self._scheme = scheme
         self._port = port
         self._forwarding = forwarding
         self._via = forwarding.via.encode()
-        self._dropped = NOT_TO_WORKERS | own_fields | ({b"via"} if forwarding.via else frozenset())
+        self._dropped = _DROPPED | own_fields | ({b"via"} if forwarding.via else frozenset())
         self._is_default = forwarding.x_forwarded and not forwarding.forwarded
         self._default_rest = tuple(
             self._build_connection_fields("", 0, b"", trusted=trusted).removeprefix(b"unknown")
@@ -98,6 +103,16 @@ class HeaderRewriter:
             {},
             {},
         )
+
+    def at_port(self, port: int) -> "HeaderRewriter":
+        """The same for clients that have connected to this port, by the PROXY header of a trusted
+        proxy. It matters where that proxy reports no other one in its requests."""
+        found = self._at_ports.get(port)
+        if found is None:
+            found = HeaderRewriter(*self._terms, port, self._forwarding)
+            if len(self._at_ports) < _MAX_PORTS:
+                self._at_ports[port] = found
+        return found
 
     def connection_fields(self, address: str, port: int, fields: bytes, *, trusted: bool) -> bytes:
         """What each request of a connection has after `PreparedRequest.fields`.
@@ -131,15 +146,14 @@ class HeaderRewriter:
     def prepare(self, line: RequestLine, block: bytes, *, trusted: bool) -> PreparedRequest:
         """Check a request, and make its fields for the worker. Raises RejectedError."""
         cache = self._cache[trusted]
-        is_cacheable = line.minor == 1 and line.target.startswith(b"/")
-        if is_cacheable:
+        if line.is_plain:
             cached = cache.get(block)
             if cached is not None:
                 return cached
         framing = parser.parse_fields(block, BAD_REQUEST, self._max_fields)
         host = parser.check_request(line, framing)
         prepared = self._prepare_uncached(line, framing, host, trusted=trusted)
-        if is_cacheable and len(block) <= MAX_CACHED_HEAD:
+        if line.is_plain and len(block) <= MAX_CACHED_HEAD:
             if len(cache) >= _CACHED_BLOCKS:
                 cache.clear()
             cache[block] = prepared
@@ -159,10 +173,10 @@ class HeaderRewriter:
         if trusted:
             info = forwarded.read_trusted(received, self.trusted, self._forwarding.trust)
         upgrade = _allowed_upgrades(framing.upgrade) if line.minor else b""
-        expects_continue = bool(framing.values.get(b"expect")) and line.minor == 1
+        expects_continue = line.minor == 1 and any(
+            value.strip(b", \t") for value in framing.values.get(b"expect", ())
+        )
         dropped = self._dropped | framing.connection
-        if not expects_continue:
-            dropped |= {b"expect"}
         fields = [b"Host: " + (host or b"localhost")]
         fields += [
             raw
@@ -171,12 +185,14 @@ class HeaderRewriter:
             and _AMBIGUOUS.search(name) is None
             and (trusted or not forwarded.is_forwarding_field(name))
         ]
-        if any(b"trailers" in value.lower() for value in received.get(b"te", ())) and not upgrade:
+        if b"te" in received and not upgrade and _takes_trailers(received[b"te"]):
             fields.append(b"TE: trailers\r\nConnection: TE")
         if upgrade:
             fields.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
         if framing.chunked:
             fields.append(b"Transfer-Encoding: chunked")
+        if expects_continue:
+            fields.append(b"Expect: 100-continue")
         fields.append(self._forwarding_fields(line, received, info, host, trusted=trusted))
         request_id = next((one for one in reversed(received.get(b"x-request-id", ())) if one), b"")
         return PreparedRequest(
@@ -186,7 +202,7 @@ class HeaderRewriter:
             client=info.hops[0] if info.hops else "",
             request_id=request_id if trusted and len(request_id) <= _MAX_REQUEST_ID else b"",
             close=b"close" in framing.connection,
-            keep_alive=b"keep-alive" in framing.connection,
+            keep_alive=b"keep-alive" in framing.connection and b"close" not in framing.connection,
             expects_continue=expects_continue,
         )
 
@@ -212,16 +228,11 @@ class HeaderRewriter:
         lines += b"X-Forwarded-Proto: " + proto + b"\r\n"
         if host:
             lines += b"X-Forwarded-Host: " + host + b"\r\n"
-        if trusted and (port := self._client_port(info)):
-            lines += b"X-Forwarded-Port: " + port + b"\r\n"
+        if trusted:
+            port = forwarded.client_port(info, host, self._scheme)
+            port = port or (b"%d" % self._port if self._port else b"")
+            lines += b"X-Forwarded-Port: " + port + b"\r\n" if port else b""
         return lines + b"X-Forwarded-For: " + "".join(hop + ", " for hop in info.hops).encode()
-
-    def _client_port(self, info: ForwardedInfo) -> bytes:
-        """The port that the client connected to. A proxy that reports only the protocol means
-        its default port."""
-        if info.port:
-            return info.port
-        return _DEFAULT_PORTS.get(info.proto, b"") or (b"%d" % self._port if self._port else b"")
 
 
 def rewriter_for(config: ServiceConfig, port: int) -> HeaderRewriter:
@@ -248,6 +259,13 @@ def _elements(info: ForwardedInfo, proto: bytes, host: bytes) -> bytes:
 def _node(address: str) -> bytes:
     """A node of Forwarded: IPv6 in brackets, and therefore quoted (RFC 7239 §6)."""
     return b'"[%b]"' % address.encode() if ":" in address else (address or "unknown").encode()
+
+
+def _takes_trailers(values: Sequence[bytes]) -> bool:
+    """Is `trailers` one of the members of TE? (RFC 9110 §10.1.4)"""
+    return any(
+        member.strip(b" \t") == b"trailers" for member in b",".join(values).lower().split(b",")
+    )
 
 
 def _allowed_upgrades(upgrade: bytes) -> bytes:

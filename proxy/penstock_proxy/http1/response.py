@@ -17,6 +17,7 @@ IDLE_S: Final = 60.0
 """Idle time of a connection to a worker. Most servers close later (after 75 s and more)."""
 _TIMEOUT: Final = re.compile(rb"(?i:\btimeout[ \t]*=[ \t]*\"?)(\d{1,9})")
 
+_BARE_STATUS_LINE: Final = len(b"HTTP/1.1 200\r\n")
 _CACHED_HEADS: Final = 256
 _MAX_CACHED_HEAD: Final = 4 << 10
 
@@ -40,6 +41,8 @@ class Response(NamedTuple):
     it has to be decided, unless the request is a HEAD."""
     kept: bytes
     """The whole head for a client of HTTP/1.1 whose connection is kept."""
+    connection: frozenset[bytes] = frozenset()
+    """The options of Connection, lower case: no trailer has such a name."""
 
 
 _NEVER_A_HEAD: Final = b"\0"
@@ -94,18 +97,23 @@ def parse_response(head: bytes) -> Response:
     options = framing.connection
     dropped = HOP_BY_HOP | options
     # HTTP/1.0 has no chunks: such a body is read, but its connection is closed (RFC 9112 §6.1).
-    close = b"close" in options if minor else framing.chunked or b"keep-alive" not in options
+    close = b"close" in options or (not minor and (framing.chunked or b"keep-alive" not in options))
     if status == 204 or status < 200:
         # Neither may announce a body (RFC 9110 §8.6). A worker that announces one may send it.
         # It must become neither the next client's response nor this one's final response.
         announced = framing.chunked or framing.length > 0
-        if status < 200 and (announced or (close and status != 101)):
-            # HTTP/1.0 has no interim responses: its clients take this one for the final one.
-            raise RejectedError(BAD_RESPONSE, "an interim response with a body, or that closes")
+        if status < 200 and (announced or (close and not minor and status != 101)):
+            # HTTP/1.0 has no interim responses: its clients take this one for the final one. In
+            # HTTP/1.1 the final one says whether the connection ends (RFC 9112 §9.3).
+            raise RejectedError(BAD_RESPONSE, "an interim response with a body, or of HTTP/1.0")
         dropped |= {b"content-length"}
         close = close or announced
-    kept = [b"HTTP/1.1" + head[8 : end - 2]]
+    # The space behind the status belongs to the grammar, also without a reason (RFC 9112 §4).
+    kept = [b"HTTP/1.1" + head[8 : end - 2] + (b" " if end == _BARE_STATUS_LINE else b"")]
     kept += [raw for name, _, raw in framing.lines if name not in dropped]
+    if status == 426 and (protocols := parser.offered_protocols(framing.values)):
+        # RFC 9110 §15.5.22: the client has to learn what is required.
+        kept.append(b"Connection: Upgrade\r\nUpgrade: " + protocols)
     kept.append(b"")
     client_head = b"\r\n".join(kept)
     has_length = framing.length != parser.NO_LENGTH and not framing.chunked
@@ -120,6 +128,7 @@ def parse_response(head: bytes) -> Response:
         client_head,
         is_simple=has_length and 200 <= status < 500 and status not in (204, 304),
         kept=client_head + b"\r\n",
+        connection=options,
     )
 
 
@@ -132,6 +141,7 @@ def _max_idle_s(framing: Framing) -> float:
     return IDLE_S
 
 
-def keep_response_trailers(block: bytes) -> bytes:
-    """The fields of a response's trailer block that are allowed in trailers."""
-    return keep_trailers(block, lambda name: name not in NOT_IN_TRAILERS)
+def keep_response_trailers(block: bytes, options: frozenset[bytes]) -> bytes:
+    """The fields of a response's trailer block that are allowed; `options`: of Connection."""
+    dropped = NOT_IN_TRAILERS | options
+    return keep_trailers(block, lambda name: name not in dropped)

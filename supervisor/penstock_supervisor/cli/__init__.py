@@ -4,6 +4,9 @@ Every failure that the user can correct is one line on stderr that starts with `
 exit status says what is wrong: 1, something could not be done; 2, the command line or the
 configuration is wrong. A traceback is always a bug of ours. A command only reads options, calls
 one function and prints; it makes no decisions of its own.
+
+A command's file is imported when that command is called. `run` needs most of the package, and
+`--version`, `--help` and `status` shall not wait for that.
 """
 
 import errno
@@ -11,18 +14,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Final
+from importlib import import_module
+from typing import Any, Final, cast
 
 import click
 
-from penstock_supervisor import logging_setup
-from penstock_supervisor.cli.check import check
-from penstock_supervisor.cli.compare import compare
-from penstock_supervisor.cli.control import status, stop
-from penstock_supervisor.cli.reload import reload
-from penstock_supervisor.cli.run import run
-from penstock_supervisor.config.loader import ConfigError
+from penstock_supervisor import logging_setup, release
+from penstock_supervisor.config.config_file import ConfigError
 
 __all__ = ["FAILED", "USAGE", "main", "penstock"]
 
@@ -32,20 +30,55 @@ _OUTPUT_ERRORS: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errn
 """What a write to stdout may meet."""
 INTERRUPTED: Final = 130
 """128 + SIGINT, what a shell reports of a program that did not catch it."""
+_COMMANDS: Final = {
+    "run": ("run", "Run copies of a program behind one port, in the foreground."),
+    "check": ("check", "Say what is wrong with a configuration: every error at once."),
+    "compare": ("compare", "Measure every scheme with one program, side by side."),
+    "status": ("control", "Show what runs, and whether it serves."),
+    "reload": ("reload", "Read the configuration anew, and replace workers without a loss."),
+    "stop": ("control", "Finish what is being served, and leave."),
+}
+"""Its file, and its line in the help: so that the help imports none of them."""
 
 
-def _build_kind() -> str:
-    """Is the data path pure Python, or the C extensions that `make wheel` compiles?"""
-    spec = find_spec("penstock_proxy.net.socket_transport")
-    origin = (spec and spec.origin) or ""
-    return "pure Python" if origin.endswith(".py") else "compiled"
+class _Command(click.Command):
+    """Stands for a command in the group, until that command is called."""
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._module = module
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        module = import_module(f"penstock_supervisor.cli.{self._module}")
+        command = cast("click.Command", getattr(module, str(self.name)))
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, *, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(release.describe())
+        ctx.exit()
 
 
 @click.group(
+    commands=[_Command(name, *one) for name, one in _COMMANDS.items()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not running.",
 )
-@click.version_option(package_name="penstock", message=f"%(prog)s %(version)s ({_build_kind()})")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, option, value: _print_version(ctx, option, wanted=value),
+    help="Show the version and exit.",
+)
 def penstock() -> None:
     """Run N copies of a program behind one port, and keep them alive.
 
@@ -57,14 +90,6 @@ def penstock() -> None:
     penstock compare                 measure every scheme, side by side
     penstock status                  what runs; also reload, stop
     """
-
-
-penstock.add_command(run)
-penstock.add_command(check)
-penstock.add_command(compare)
-penstock.add_command(status)
-penstock.add_command(reload)
-penstock.add_command(stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

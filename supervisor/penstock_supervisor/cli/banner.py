@@ -1,4 +1,5 @@
-"""What `penstock run` prints when everything is up: what listens where, and the admin pages.
+"""What `penstock run` prints when everything is up: what listens where, the admin pages, and
+which build it is.
 
 It goes to stderr, as everything that is not output of the programs. Rich uses colours if stderr
 is a terminal, and plain lines otherwise.
@@ -11,6 +12,7 @@ from io import StringIO
 from rich.console import Console
 from rich.text import Text
 
+from penstock_supervisor import release
 from penstock_supervisor.cli.describe import describe_service
 from penstock_supervisor.config.loader import Config
 
@@ -57,4 +59,5 @@ def show(
     elif admin:
         pages = f"http://{admin}/ {' '.join(PAGES)}"
         console.print(Text.assemble(("admin", "bold"), " on ", pages), soft_wrap=True)
+    console.print(Text(release.describe(), "dim"), soft_wrap=True)
     console.print(Text("Ctrl-C to stop", "dim"))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _INTERRUPTED: Final = 130
 _ARGUMENTS: Final = "penstock.arguments"
 """In a context: the arguments of the command line."""
-_PLOTLY: Final = 'compare --html needs plotly: pip install "penstock[report]"'
+_PLOTLY: Final = 'compare --html needs plotly: pip install "penstock-lb[report]"'
 _FILE: Final = click.Path(path_type=Path)
 
 
@@ -49,7 +49,7 @@ class _Compare(CommandWithProgram):
         return ["[APP | -- COMMAND… | -c FILE]", "[--to ADDR…] [OPTIONS]"]
 
 
-@click.command(cls=_Compare, short_help="Measure every scheme with one program, side by side.")
+@click.command(cls=_Compare)
 @click.argument("app", nargs=-1)
 @click.option("-c", "--config", "file", metavar="FILE", type=_FILE, help="Read a TOML file.")
 @click.option(

@@ -15,7 +15,7 @@ from penstock_supervisor.cli import status_table
 from penstock_supervisor.cli.runs import NO_WAIT, only_run, options, select, selected_runs
 
 
-@options("Show what runs, and whether it serves.")
+@options()
 def status(directory: Path | None, file: Path | None, pid: int | None, *, as_json: bool) -> int:
     """Show what runs: services, workers, and whether they serve.
 
@@ -30,7 +30,6 @@ def status(directory: Path | None, file: Path | None, pid: int | None, *, as_jso
 
 
 @options(
-    "Finish what is being served, and leave.",
     click.option("--now", is_flag=True, help="Do not finish what is being served."),
     NO_WAIT,
 )

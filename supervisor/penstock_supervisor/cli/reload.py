@@ -68,7 +68,6 @@ class _TimedOut(Exception):  # noqa: N818 — the roll-out is well
 
 
 @options(
-    "Read the configuration anew, and replace workers without losing a request.",
     click.argument("services", metavar="[SERVICE]…", nargs=-1),
     click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
     NO_WAIT,

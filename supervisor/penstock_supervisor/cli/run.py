@@ -20,7 +20,8 @@ from penstock_proxy.config import Balance
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.options import CommandWithProgram, overrides
 from penstock_supervisor.config import file_trust
-from penstock_supervisor.config.loader import Config, inherited_environment, lasting_path, load
+from penstock_supervisor.config.environment import inherited_environment, lasting_path
+from penstock_supervisor.config.loader import Config, load
 from penstock_worker.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _Run(CommandWithProgram):
         return ["[APP | -- COMMAND… | --to ADDR… | -c FILE]", "[OPTIONS]"]
 
 
-@click.command(cls=_Run, short_help="Run copies of a program behind one port, in the foreground.")
+@click.command(cls=_Run)
 @click.argument("app", nargs=-1)
 @click.option(
     "--to",

@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from penstock_supervisor.config.loader import ROOT_RUN_DIR, default_run_dirs, run_dir_of
+from penstock_supervisor.config.config_file import run_dir_of
+from penstock_supervisor.config.environment import ROOT_RUN_DIR, default_run_dirs
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.kernel import procfs
 from penstock_supervisor.kernel.peer_credentials import peer_credentials
@@ -206,7 +207,7 @@ def only_run(selection: Selection, stack: ExitStack) -> Run:
     return runs[0]
 
 
-def options(short_help: str, *more: _Decorator) -> Callable[[Callable[..., int]], click.Command]:
+def options(*more: _Decorator) -> Callable[[Callable[..., int]], click.Command]:
     """The options that all of these commands have, and then `more`."""
     found: list[_Decorator] = [
         click.option(
@@ -232,7 +233,7 @@ def options(short_help: str, *more: _Decorator) -> Callable[[Callable[..., int]]
     def command(function: Callable[..., int]) -> click.Command:
         for option in reversed(found):
             function = option(function)
-        return click.command(short_help=short_help)(function)
+        return click.command()(function)
 
     return command
 

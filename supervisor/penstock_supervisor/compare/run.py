@@ -16,9 +16,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Final, Protocol
 
+from penstock_supervisor import release
 from penstock_supervisor.compare import faults, machine, measure, plan
 from penstock_supervisor.compare.load.driver import Job
 from penstock_supervisor.compare.load.wrk import WrkError
@@ -257,7 +257,7 @@ class _Run:
     def _result(self, started: str, machine_facts: dict[str, str]) -> Comparison:
         spec = self._spec
         return Comparison(
-            penstock=version("penstock"),
+            penstock=release.version(),
             started=started,
             command=spec.command,
             machine=machine_facts,

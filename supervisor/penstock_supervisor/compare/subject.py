@@ -25,7 +25,8 @@ from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
 from penstock_supervisor.compare import resource_usage, stdin_pipe
 from penstock_supervisor.compare.variants import Variant
-from penstock_supervisor.config.loader import Config, inherited_environment
+from penstock_supervisor.config.environment import inherited_environment
+from penstock_supervisor.config.loader import Config
 from penstock_supervisor.errors import StartError
 
 _ARGV: Final = (sys.executable, "-P", "-m", "penstock_supervisor.compare.subject")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from penstock_supervisor.config import users
-from penstock_supervisor.config.loader import sudo_caller
+from penstock_supervisor.config.environment import sudo_caller
 from penstock_supervisor.config.model import Config
 
 

@@ -1,18 +1,15 @@
 """Merges file, command line and defaults into one frozen `Config`.
 
-The only module that reads configuration files and the environment. Other modules never see a
-table that is partly checked: they get a `Config`, or a `ConfigError` with all problems. `model`
-defines the tables, and `rules` what several keys must agree on.
+Other modules never see a table that is partly checked: they get a `Config`, or a `ConfigError`
+with all problems. `config_file` reads a file, `model` defines the tables, and `rules` what several
+keys must agree on.
 
 A key of a feature that does not exist yet is an unknown key. If it were accepted and ignored,
 the configuration would promise something that does not happen.
 """
 
 import os
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +17,7 @@ from pydantic import ValidationError
 
 from penstock_supervisor.config import file_access, rules, users
 from penstock_supervisor.config.applicability import PROGRAMS
+from penstock_supervisor.config.config_file import ConfigError, read_table
 from penstock_supervisor.config.diagnostics import (
     Problem,
     expected,
@@ -37,7 +35,6 @@ from penstock_supervisor.config.model import (
     Upstream,
     parse_app,
 )
-from penstock_worker.contract import SCRUBBED
 
 __all__ = [
     "OPTIONS",
@@ -47,20 +44,13 @@ __all__ = [
     "Restart",
     "Service",
     "Upstream",
-    "inherited_environment",
-    "lasting_path",
     "load",
     "parse_app",
-    "run_dir_of",
-    "sudo_caller",
 ]
 
-ROOT_RUN_DIR: Final = Path("/run/penstock")
 LISTEN: Final = "127.0.0.1:8000"
 SERVICE: Final = "web"
 """Name of the service when the command line names no file."""
-MAX_FILE: Final = 1 << 20
-"""Bytes of a configuration file. A thousand services have less."""
 DEMO: Final[Mapping[str, Any]] = {
     "app": "penstock_worker.demo:app",
     "health": {"path": "/healthz"},
@@ -88,14 +78,6 @@ _RUN_KEYS: Final = ("admin", "proxies", "run_dir", "user", "group", "no_new_priv
 """Keys of the whole run, outside any service."""
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used: all problems, one line each."""
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 def load(path: Path | None, overrides: Mapping[str, Any], *, again: bool = False) -> Config:
     """Make a `Config` of a file, if there is one, and of options of the command line.
 
@@ -106,77 +88,8 @@ def load(path: Path | None, overrides: Mapping[str, Any], *, again: bool = False
     """
     source = _Source(str(path) if path else "", frozenset(overrides))
     read = file_access.read_settled if again else file_access.read_given
-    table = _read(path, read) if path else {"service": {SERVICE: {"listen": LISTEN}}}
+    table = read_table(path, read) if path else {"service": {SERVICE: {"listen": LISTEN}}}
     return _check(_merge(table, overrides, source), source)
-
-
-def lasting_path(path: Path) -> Path:
-    """An absolute path of a file, which is good for the whole run.
-
-    The directory where we are is named as the user came to it ($PWD). A deploy may swap a link in
-    that name, and then the file behind it is the one that is meant.
-    """
-    if path.is_absolute():
-        return path
-    named = Path(os.environ.get("PWD", ""))
-    with suppress(OSError):
-        if named.is_absolute() and named.samefile("."):
-            return named / path
-    return path.absolute()
-
-
-def run_dir_of(path: Path) -> tuple[str | None, str]:
-    """The run_dir in a file, and why the file cannot be read, or empty.
-
-    For commands about a run that was started with this file. It may be broken or gone since.
-    """
-    try:
-        table = _read(path, file_access.read_regular)
-    except ConfigError as error:
-        return _find_run_dir(path), error.problems[0]
-    value = table.get("run_dir")
-    return (value if isinstance(value, str) else None), ""
-
-
-def _find_run_dir(path: Path) -> str | None:
-    """The run_dir in a file that is no TOML: before the first table, in a line of its own."""
-    try:
-        text = file_access.read_regular(path, MAX_FILE).decode(errors="replace")
-    except file_access.UnusableFileError:
-        return None
-    top = re.split(r"(?m)^\s*\[", text, maxsplit=1)[0]
-    match = re.search(r"""(?m)^\s*run_dir\s*=\s*(?:"([^"\\\n]*)"|'([^'\n]*)')""", top)
-    return None if match is None else match[1] or match[2] or ""
-
-
-def inherited_environment() -> dict[str, str]:
-    """Our environment without the variables by which a supervisor configures its worker."""
-    return {name: value for name, value in os.environ.items() if name not in SCRUBBED}
-
-
-def sudo_caller() -> tuple[int, ...]:
-    """The id of the user who has called sudo, if anybody has."""
-    uid = os.environ.get("SUDO_UID", "")
-    return (int(uid),) if uid.isascii() and uid.isdecimal() else ()
-
-
-def default_run_dirs() -> tuple[Path, ...]:
-    """Directories for the control socket when `run_dir` is not set."""
-    return run_dirs_of(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", ""))
-
-
-def run_dirs_of(uid: int, runtime_dir: str) -> tuple[Path, ...]:
-    """The default run directories of a user, in order of preference.
-
-    `runtime_dir` is XDG_RUNTIME_DIR, or empty. It is ignored for root, who may have inherited
-    the environment of another user.
-    """
-    in_tmp = Path(f"/tmp/penstock-{uid}")
-    if uid == 0:
-        return (ROOT_RUN_DIR, in_tmp)
-    if not Path(runtime_dir).is_absolute():
-        return (in_tmp,)
-    return (Path(runtime_dir, "penstock"), in_tmp)
 
 
 class _Source(NamedTuple):
@@ -195,22 +108,6 @@ class _Source(NamedTuple):
 
     def error(self, *problems: Problem) -> ConfigError:
         return ConfigError(tuple(dict.fromkeys(self.message(problem) for problem in problems)))
-
-
-def _read(path: Path, read: Callable[[Path, int], bytes]) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read(path, MAX_FILE).decode())
-    except file_access.UnusableFileError as error:
-        raise ConfigError((f"{path}: {error}",)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError((f"{path}: byte {error.start}: expected UTF-8 text",)) from error
-    except RecursionError as error:
-        raise ConfigError((f"{path}: nested too deeply",)) from error
-    except ValueError as error:
-        # Before Python 3.14 tomllib gives the position only as a part of its message.
-        match = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", str(error))
-        text = f"{match[2]}: {match[1]}" if match else str(error)
-        raise ConfigError((f"{path}: {text}",)) from error
 
 
 def _merge(table: dict[str, Any], overrides: Mapping[str, Any], source: _Source) -> dict[str, Any]:

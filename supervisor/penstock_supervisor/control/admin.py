@@ -13,12 +13,12 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection
-from importlib.metadata import version
 from ipaddress import ip_address
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from penstock_supervisor import release
 from penstock_supervisor.control import health, status, status_page
 from penstock_supervisor.control.http_server import Handler
 from penstock_supervisor.kernel import sock_diag
@@ -169,4 +169,4 @@ class Pages:
             kinds = {view.kind for view in snapshot.sockets}
             queues = await asyncio.to_thread(sock_diag.queues, kinds)
             usage = await asyncio.to_thread(process_usage.measure, snapshot)
-        return status.describe(snapshot, version("penstock"), os.getpid(), queues, usage)
+        return status.describe(snapshot, release.version(), os.getpid(), queues, usage)

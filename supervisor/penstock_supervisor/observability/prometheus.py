@@ -12,7 +12,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from platform import python_version
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ from prometheus_client.registry import Collector
 from penstock_proxy import metrics
 from penstock_proxy.balancing.member_state import SHOWN, MemberState
 from penstock_proxy.metrics import OTHER, Metric
+from penstock_supervisor import release
 from penstock_supervisor.children.lifecycle import ProcessState
 from penstock_supervisor.kernel import sock_diag
 from penstock_supervisor.kernel.process_stats import process_stats
@@ -199,7 +199,7 @@ class _SnapshotMetrics(Collector):
         self._add(
             "penstock_build_info",
             (),
-            {"version": version("penstock"), "python": python_version()},
+            {"version": release.version(), "python": python_version()},
         )
         self._add_process(labels, os.getpid())
         by_kind = {"listener": snapshot.listener_fds, "channel": snapshot.channel_fds}

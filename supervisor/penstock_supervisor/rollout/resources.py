@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from penstock_supervisor.children import plan
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.plan import ChildPlan, MemberKey, WorkerContext
-from penstock_supervisor.config.loader import default_run_dirs
+from penstock_supervisor.config.environment import default_run_dirs
 from penstock_supervisor.config.model import Config, Service
 from penstock_supervisor.errors import StartError
 from penstock_supervisor.listeners.control_socket import ControlSocket, UnsafeDirectoryError

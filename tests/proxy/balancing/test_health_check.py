@@ -5,8 +5,9 @@ Covers `balancing/probes`.
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -247,11 +248,74 @@ async def test_an_answer_without_an_end_is_not_read_to_it() -> None:
             await until(lambda: checked.pool.in_rotation == 1)
 
 
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+LENGTH = b"Content-Length: 9\r\n\r\nhalf"
+UNTIL_CLOSE = b"\r\nhalf"
+
+
+@asynccontextmanager
+async def half_answering(
+    answer: bytes, end: str, path: Path | None
+) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that sends this much to each client, and then ends the connection so, or waits for
+    the client to do that. Yields its address, and one word for each connection that has ended."""
+    ended: list[str] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        if end == "reset":
+            # Closing with a lingering time of zero resets the connection.
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        elif end == "close":
+            writer.close()
+        with suppress(OSError):
+            await reader.read()
+        writer.close()
+        ended.append(end)
+
+    if path is None:
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    else:
+        server = await asyncio.start_unix_server(talk, path)
+        address = f"unix:{path}"
+    async with server:
+        yield address, ended
+
+
+@pytest.mark.parametrize("end", ["never", "close", "reset"])
+@pytest.mark.parametrize(
+    "body", [CHUNKED, LENGTH, UNTIL_CLOSE], ids=["chunked", "length", "until close"]
+)
+@pytest.mark.parametrize("where", ["tcp", "unix"])
+@pytest.mark.parametrize(("status", "result"), [(200, "ok"), (503, "failed")])
+async def test_the_status_decides_whatever_becomes_of_the_body(
+    body: bytes, end: str, where: str, status: int, result: str, tmp_path: Path
+) -> None:
+    answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 %d X\r\n%b" % (status, body)
+    path = None if where == "tcp" else tmp_path / "sock"
+    async with half_answering(answer, end, path) as (address, ended):
+        # Less than what is waited for the body: the time of the check is not that of its body.
+        checked = CheckedPool(address, interval=HOUR, timeout=0.04)
+        async with checked.running():
+            async with asyncio.timeout(10):
+                while not checked.count(result):
+                    checked.checker.check_now(0)
+                    await asyncio.sleep(0.001)
+            await until(lambda: len(ended) > 0)
+    assert checked.count({"ok": "failed", "failed": "ok"}[result]) == 0
+
+
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"220 smtp.example ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"],
+    [b"", b"220 smtp.example ready\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"],
 )
-async def test_what_is_not_a_whole_http_answer_is_a_bad_check(answer: bytes) -> None:
+async def test_what_is_no_whole_head_is_a_bad_check(answer: bytes) -> None:
     async with responding(answer) as address:
         checked = CheckedPool(address, interval=HOUR)
         async with checked.running():

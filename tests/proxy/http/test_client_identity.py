@@ -41,6 +41,17 @@ def test_a_client_that_becomes_a_trusted_proxy_is_counted_no_more_and_again_when
         harness.worker.send(OK)
 
 
+def test_a_trusted_proxy_that_reports_no_port_has_that_of_its_proxy_header(
+    harness: Harness,
+) -> None:
+    client = harness.client(port=443)
+    for trusted in ((), ("192.0.2.1",), (), ("192.0.2.1",)):
+        use(harness, trusted_proxies=trusted)
+        client.send(GET)
+        assert harness.worker.received().count(b"\r\nX-Forwarded-Port: 443\r\n") == 1
+        harness.worker.send(OK)
+
+
 @pytest.mark.parametrize("keys", [{"trusted_proxies": ("192.0.2.1",)}, {"trusted_proxies": ()}])
 def test_a_request_that_has_begun_goes_on_as_it_was_when_its_client_changes(
     harness: Harness, keys: Any

@@ -37,12 +37,16 @@ def worker_sees(
     port: int = 0,
     start: bytes = b"GET / HTTP/1.1",
     extra: bytes = b"",
+    host: bytes = b"shop.example",
+    scheme: bytes = b"http",
     **terms: object,
 ) -> list[tuple[str, str]]:
     """The fields of a request as a worker gets them, in order, without the request id."""
     forwarding = Forwarding.model_validate(terms)
-    using = HeaderRewriter(PROXIES, 1000, b"http", port=8000, forwarding=forwarding)
-    head = start + b"\r\nHost: shop.example\r\n" + fields + b"\r\n"
+    using = HeaderRewriter(PROXIES, 1000, scheme, port=8000, forwarding=forwarding)
+    if trusted and port:
+        using = using.at_port(port)
+    head = start + b"\r\nHost: " + host + b"\r\n" + fields + b"\r\n"
     line = parser.parse_request_line(head)
     prepared = using.prepare(line, head[line.end :], trusted=trusted)
     out = prepared.fields + using.connection_fields(address, port, extra, trusted=trusted) + b"id"
@@ -104,6 +108,8 @@ def test_a_list_is_trusted_back_to_the_first_untrusted_address(
         ('X-Forwarded-Host: a"b', ForwardedInfo()),
         ("X-Forwarded-Port: 1, 443", ForwardedInfo(port=b"443")),
         ("X-Forwarded-Port: 65536", ForwardedInfo()),
+        ("X-Forwarded-Port: 0", ForwardedInfo()),
+        ("X-Forwarded-Port: 00443", ForwardedInfo(port=b"443")),
         ("X-Forwarded-Port: https", ForwardedInfo()),
         ("Forwarded: for=1.2.3.4;proto=https", ForwardedInfo()),
     ],
@@ -205,13 +211,97 @@ def test_only_the_header_that_the_proxies_write_is_trusted() -> None:
     assert ("X-Forwarded-For", "203.0.113.1, 10.0.0.1") in found
 
 
-@pytest.mark.parametrize(
-    ("received", "port"),
-    [(b"", "8000"), (b"X-Forwarded-Proto: https\r\n", "443"),
-     (b"X-Forwarded-Proto: https\r\nX-Forwarded-Port: 8443\r\n", "8443")],
-)  # fmt: skip
-def test_the_port_follows_from_the_clients_protocol(received: bytes, port: str) -> None:
-    assert dict(worker_sees(received, trusted=True))["X-Forwarded-Port"] == port
+# What a trusted proxy reports, the Host of its request, its own port by the PROXY header (0: none),
+# and our scheme; then protocol, host and port for the worker. Our own port is 8000.
+REPORTS = [
+    # It reports nothing: what we see ourselves.
+    ({}, "shop.example", 0, "http", ("http", "shop.example", "8000")),
+    ({}, "shop.example:9000", 0, "https", ("https", "shop.example:9000", "8000")),
+    ({}, "shop.example", 443, "http", ("http", "shop.example", "443")),
+    ({"For": "203.0.113.1"}, "shop.example", 443, "http", ("http", "shop.example", "443")),
+    # A port, whatever else.
+    ({"Port": "8443"}, "shop.example", 443, "http", ("http", "shop.example", "8443")),
+    ({"Port": "8443", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "shop.example", "8443")),
+    ({"Port": "8443", "Host": "ex.org"}, "shop.example", 0, "http", ("http", "ex.org", "8443")),
+    ({"Port": "65536", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "shop.example", "443")),
+    # A protocol: the port of Host, which the proxy has passed on, or the usual one.
+    ({"Proto": "https"}, "shop.example", 0, "http", ("https", "shop.example", "443")),
+    ({"Proto": "https"}, "shop.example", 8080, "http", ("https", "shop.example", "443")),
+    ({"Proto": "http"}, "shop.example", 0, "https", ("http", "shop.example", "80")),
+    ({"Proto": "https"}, "shop.example:8443", 0, "http", ("https", "shop.example:8443", "8443")),
+    ({"Proto": "https"}, "[2001:db8::1]", 0, "http", ("https", "[2001:db8::1]", "443")),
+    ({"Proto": "wss"}, "shop.example", 0, "http", ("wss", "shop.example", "443")),
+    ({"Proto": "gopher"}, "shop.example", 443, "http", ("gopher", "shop.example", "443")),
+    # A host: its port, or the usual one.
+    ({"Host": "ex.org"}, "shop.example:9000", 0, "http", ("http", "ex.org", "80")),
+    ({"Host": "ex.org"}, "shop.example", 8080, "https", ("https", "ex.org", "443")),
+    ({"Host": "ex.org:8443"}, "shop.example", 443, "http", ("http", "ex.org:8443", "8443")),
+    ({"Host": "ex.org:8443", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "ex.org:8443", "8443")),
+    ({"Host": "[2001:db8::1]:8443", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "[2001:db8::1]:8443", "8443")),
+    ({"Host": "ex.org:99999", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "ex.org:99999", "443")),
+    ({"Host": "ex.org", "Proto": "https"}, "shop.example:9000", 8080, "http",
+     ("https", "ex.org", "443")),
+]  # fmt: skip
+
+
+def way(fields: bytes, host: str, port: int, scheme: str, **how: Any) -> tuple[str, str, str]:
+    """Protocol, host and port of the client's connection, as a worker gets them."""
+    found = worker_sees(fields, host=host.encode(), port=port, scheme=scheme.encode(), **how)
+    names = [name for name, _ in found]
+    for name in ("X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-For"):
+        assert names.count(name) == 1
+    told = dict(found)
+    return told["X-Forwarded-Proto"], told["X-Forwarded-Host"], told["X-Forwarded-Port"]
+
+
+@pytest.mark.parametrize(("report", "host", "port", "scheme", "expected"), REPORTS)
+def test_what_one_believed_field_says_no_other_contradicts(
+    report: dict[str, str], host: str, port: int, scheme: str, expected: tuple[str, str, str]
+) -> None:
+    fields = "".join(f"X-Forwarded-{name}: {value}\r\n" for name, value in report.items()).encode()
+    assert way(fields, host, port, scheme, trusted=True) == expected
+    # The same report of a stranger counts for nothing.
+    assert way(fields, host, port, scheme) == (scheme, host, str(port or 8000))
+    if "Port" not in report:
+        pairs = [f'{name.lower()}="{value}"' for name, value in report.items()]
+        forwarded = f"Forwarded: {';'.join(pairs)}\r\n".encode() if pairs else b""
+        how = {"trusted": True, "trust": "forwarded"}
+        assert way(forwarded, host, port, scheme, **how) == expected
+        # And the one that is not believed adds nothing to it.
+        other = b"X-Forwarded-Port: 1\r\nX-Forwarded-Host: evil:2\r\nX-Forwarded-Proto: evil\r\n"
+        assert way(forwarded + other, host, port, scheme, **how) == expected
+
+
+@pytest.mark.parametrize("report", ["", "Host", "Proto", "Host Proto"])
+@pytest.mark.parametrize("host", ["ex.org", "ex.org:8443", "[2001:db8::1]:8443"])
+@pytest.mark.parametrize("port", [0, 443])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_port_of_a_believed_host_is_the_one_that_is_told(
+    report: str, host: str, port: int, scheme: str
+) -> None:
+    values = {"Host": host, "Proto": "https"}
+    fields = "".join(f"X-Forwarded-{name}: {values[name]}\r\n" for name in report.split())
+    proto, told_host, told_port = way(fields.encode(), host, port, scheme, trusted=True)
+    assert told_host == host
+    if report:
+        assert told_port == (
+            "8443" if host.endswith(":8443") else {"http": "80", "https": "443"}[proto]
+        )
+    else:
+        assert told_port == str(port or 8000)
+
+
+def test_each_port_of_a_proxy_header_has_a_rewriter_of_its_own() -> None:
+    using = HeaderRewriter(PROXIES, 1000, port=8000)
+    assert using.at_port(443) is using.at_port(443)
+    assert using.at_port(80) is not using.at_port(443)
+    kept = [using.at_port(port) for port in range(1, 100)]
+    assert sum(one is using.at_port(port) for port, one in enumerate(kept, 1)) <= 16
 
 
 EVIL = "evil"

@@ -62,6 +62,8 @@ def test_end_to_end_fields_reach_the_worker_unchanged(fields: bytes) -> None:
         b"Proxy-Connection: keep-alive\r\n",
         b"Proxy-Authorization: Basic eDp5\r\n",
         b"TE: gzip\r\n",
+        b"TE: x-trailers, trailers;q=0\r\n",
+        b"Expect: ,\r\n",
         b"Upgrade: websocket\r\n",
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
         b"HTTP2-Settings: AAMAAABk\r\n",
@@ -119,6 +121,11 @@ def test_transfer_encoding_is_written_by_the_proxy_itself() -> None:
     assert sent(b"transfer-encoding: CHUNKED\r\n", start=b"PUT / HTTP/1.1") == chunked + OURS
 
 
+def test_an_expectation_is_written_by_the_proxy_itself() -> None:
+    for value in (b"100-Continue", b"\t100-continue , 100-continue", b"100-continue,"):
+        assert sent(b"expect:" + value + b"\r\n") == b"Expect: 100-continue\r\n" + OURS
+
+
 def test_http_1_0_cannot_expect() -> None:
     assert sent(b"Expect: 100-continue\r\n", start=b"GET / HTTP/1.0") == OURS
 
@@ -145,6 +152,7 @@ def test_close_and_keep_alive_are_noted() -> None:
     assert noted(b"") == (False, False)
     assert noted(b"Close") == (True, False)
     assert noted(b"x, Keep-Alive") == (False, True)
+    assert noted(b"Keep-Alive, close") == (True, False)
 
 
 # -- which forwarding fields are trusted

@@ -33,6 +33,7 @@ def test_a_response_keeps_all_but_hop_by_hop_fields() -> None:
         head=for_client,
         is_simple=True,
         kept=for_client + b"\r\n",
+        connection=frozenset({b"x-mine", b"keep-alive"}),
     )
 
 
@@ -63,6 +64,8 @@ def test_keep_alive_limits_how_long_a_connection_may_be_idle(
         (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", True),
         (b"HTTP/1.0 200 OK\r\n", True),
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive, close\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: keep-alive; x\r\n", True),
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", True),
     ],
 )
@@ -88,8 +91,8 @@ def test_a_101_names_its_protocol() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 1\r\n\r\n",
         b"<html>\r\n\r\n",
     ],
@@ -141,4 +144,39 @@ def test_response_heads_are_cached_within_bounds() -> None:
 def test_fields_that_belong_into_a_head_are_dropped_from_trailers(
     block: bytes, kept: bytes
 ) -> None:
-    assert keep_response_trailers(block) == kept
+    assert keep_response_trailers(block, frozenset()) == kept
+
+
+def test_a_trailer_that_connection_names_is_dropped() -> None:
+    block = b"X-Mine: a\r\nDigest: b\r\n"
+    assert keep_response_trailers(block, frozenset({b"x-mine"})) == b"Digest: b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "kept"),
+    [
+        (426, b"Upgrade: websocket\r\n", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        (
+            426,
+            b"Connection: upgrade\r\nUpgrade: a\r\nUpgrade: b/1,\tc\r\n",
+            b"Connection: Upgrade\r\nUpgrade: a, b/1,\tc\r\n",
+        ),
+        (426, b'Upgrade: "a"\r\n', b""),
+        (426, b"", b""),
+        (200, b"Connection: upgrade\r\nUpgrade: websocket\r\n", b""),
+        (401, b"Connection: upgrade\r\nUpgrade: websocket\r\n", b""),
+    ],
+)
+def test_only_a_426_says_what_it_requires(status: int, fields: bytes, kept: bytes) -> None:
+    line = b"HTTP/1.1 %d X\r\n" % status
+    assert parse_response(line + fields + b"\r\n").head == line + kept
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.0 200 ", b"HTTP/1.4 200"])
+def test_the_space_behind_a_status_is_written(line: bytes) -> None:
+    assert parse_response(line + b"\r\n\r\n").head == b"HTTP/1.1 200 \r\n"
+
+
+def test_an_interim_response_says_nothing_of_the_connection() -> None:
+    read = parse_response(b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n")
+    assert read.head == b"HTTP/1.1 100 Continue\r\n"

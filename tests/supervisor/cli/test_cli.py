@@ -19,8 +19,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from penstock_supervisor import logging_setup
+from penstock_supervisor import logging_setup, release
 from penstock_supervisor.cli import banner, main, penstock
+from penstock_supervisor.cli import run as cli_run
 from penstock_supervisor.config.loader import Config, load
 from penstock_worker.telemetry.log_writer import LogWriter
 
@@ -37,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return 0
 
-    monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
+    monkeypatch.setattr(cli_run, "_run", run)
     monkeypatch.setattr(logging_setup, "log_thread", nullcontext)
     return configs
 
@@ -232,7 +233,7 @@ def test_a_failed_start_is_one_line_and_exit_1(
         assert quiet
         raise click.ClickException("cannot listen on 127.0.0.1:80: permission denied")
 
-    monkeypatch.setattr(sys.modules["penstock_supervisor.cli.run"], "_run", run)
+    monkeypatch.setattr(cli_run, "_run", run)
     assert main(["run", "-q"]) == 1
     assert capsys.readouterr().err == (
         "penstock: cannot listen on 127.0.0.1:80: permission denied\n"
@@ -248,7 +249,7 @@ def test_help_exits_with_0(arguments: list[str]) -> None:
 
 def test_help_of_run_names_every_option_and_shows_examples() -> None:
     text = CliRunner().invoke(penstock, ["run", "--help"]).stdout
-    for parameter in penstock.commands["run"].params:
+    for parameter in cli_run.run.params:
         if isinstance(parameter, click.Option):
             assert parameter.opts[-1] in text
     assert "penstock run -w auto -- node server.js" in text
@@ -262,8 +263,30 @@ def test_the_package_can_be_run_as_a_module() -> None:
         check=True,
         timeout=60,
     )
-    assert done.stdout == "penstock 0.1.0 (pure Python)\n"
+    assert done.stdout == f"{release.describe()}\n"
+    assert done.stdout.startswith("penstock 0.1.0 (pure Python; ")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["status", "--run-dir", "/no"]])
+def test_what_only_looks_imports_nothing_that_takes_time(arguments: list[str]) -> None:
+    """Instead of a time: the libraries that cost it, and the packages that use them."""
+    slow = ["aiohttp", "asyncio", "cryptography", "prometheus_client", "psutil", "pydantic"]
+    script = (
+        "import sys\nfrom penstock_supervisor import cli\n"
+        f"cli.main({arguments})\n"
+        f"print([one for one in {slow} if one in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_each_command_is_in_the_file_that_the_help_has_for_it() -> None:
+    for name, command in penstock.commands.items():
+        with command.make_context(name, ["x"], resilient_parsing=True) as context:
+            assert (context.command.name, context.command is command) == (name, False)
 
 
 def test_the_process_exits_with_the_status_of_the_command() -> None:
@@ -297,6 +320,7 @@ def test_the_banner_shows_the_actual_addresses(capsys: pytest.CaptureFixture[str
         "  web/0 on 127.0.0.1:8101",
         "  web/1 on 127.0.0.1:8102",
         "admin on http://127.0.0.1:9464/ /metrics /status /healthz /readyz",
+        release.describe(),
         "Ctrl-C to stop",
     ]
 
@@ -319,6 +343,7 @@ def test_the_banner_shows_a_unix_socket_without_a_url(
     assert printed(config, capsys, admin="unix:/admin") == [
         "web on unix:/a[b], 1 upstream (http, round_robin)",
         "admin on unix:/admin: /metrics /status /healthz /readyz",
+        release.describe(),
         "Ctrl-C to stop",
     ]
 
@@ -349,9 +374,8 @@ def test_the_log_says_that_hup_has_asked_for_a_reload(
     monkeypatch.setattr(os, "isatty", lambda _: False)
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)
     rolled: list[int] = []
-    supervisor = SimpleNamespace(
+    supervisor: Any = SimpleNamespace(
         stop=lambda **_: None, reopen_logs=lambda: None, roll=lambda: rolled.append(1)
     )
-    run: Any = sys.modules["penstock_supervisor.cli.run"]
-    run._signal_actions(supervisor)[signal.SIGHUP]()
+    cli_run._signal_actions(supervisor)[signal.SIGHUP]()
     assert (rolled, caplog.messages) == ([1], ["reload, asked for by HUP"])

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from penstock_supervisor import logging_setup
-from penstock_supervisor.cli import main, penstock
+from penstock_supervisor.cli import compare, main, penstock
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.run import CompareError, ComparisonSpec
 
@@ -152,7 +152,7 @@ def test_a_missing_plotly_is_reported_before_anything_is_measured(
     )
     assert main(["compare", "--html", str(tmp_path / "x.html")]) == 1
     assert capsys.readouterr().err == (
-        'penstock: compare --html needs plotly: pip install "penstock[report]"\n'
+        'penstock: compare --html needs plotly: pip install "penstock-lb[report]"\n'
     )
     assert specs == []
 
@@ -218,6 +218,6 @@ def test_a_failed_comparison_is_one_line_and_exit_1(
 
 def test_help_names_every_option() -> None:
     text = CliRunner().invoke(penstock, ["compare", "--help"]).stdout
-    for parameter in penstock.commands["compare"].params:
+    for parameter in compare.compare.params:
         assert parameter.opts[-1] in text or parameter.name == "app"
     assert "penstock compare --quick" in text

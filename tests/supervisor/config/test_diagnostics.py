@@ -8,10 +8,7 @@ from pydantic import BaseModel, ValidationError
 from tests.support.supervisor.config_files import APP, WEB, Write, problems_of
 
 from penstock_supervisor.config.diagnostics import MAX_VALUE_LENGTH, as_toml, explain
-from penstock_supervisor.config.loader import (
-    ConfigError,
-    load,
-)
+from penstock_supervisor.config.loader import ConfigError, load
 
 
 @pytest.mark.parametrize(

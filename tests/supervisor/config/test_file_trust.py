@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tests.support.supervisor.config_files import APP
 
+from penstock_supervisor.config.environment import sudo_caller
 from penstock_supervisor.config.file_trust import Permissions, warnings, who_can_write
-from penstock_supervisor.config.loader import load, sudo_caller
+from penstock_supervisor.config.loader import load
 
 FILE, FOLDER = stat.S_IFREG, stat.S_IFDIR
 

@@ -1,6 +1,6 @@
 """A file, options and defaults become one frozen object, or one line for every error.
 
-Covers `config/model`.
+Covers `config/model`, `config/config_file` and `config/environment`.
 """
 
 import os
@@ -15,17 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.support.supervisor.config_files import APP, WEB, Write, problems_of, service
 
+from penstock_supervisor.config import config_file
 from penstock_supervisor.config import loader as configuration
-from penstock_supervisor.config.loader import (
-    ConfigError,
-    PortRange,
-    Service,
-    Upstream,
-    inherited_environment,
-    lasting_path,
-    load,
-    run_dir_of,
-)
+from penstock_supervisor.config.config_file import run_dir_of
+from penstock_supervisor.config.environment import inherited_environment, lasting_path
+from penstock_supervisor.config.loader import ConfigError, PortRange, Service, Upstream, load
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -170,7 +164,7 @@ TABLES = st.dictionaries(
 def test_any_table_becomes_a_config_or_a_list_of_problems(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(configuration, "_read", lambda *_: table)
+    monkeypatch.setattr(configuration, "read_table", lambda *_: table)
     try:
         problems: tuple[str, ...] | None = None if load(Path("x.toml"), {}).services else ()
     except ConfigError as error:
@@ -241,7 +235,7 @@ def test_a_path_with_a_nul_is_a_problem_of_its_key(write: Write, key: str) -> No
 
 def test_a_file_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "penstock.toml"
-    path.write_text("#" * (configuration.MAX_FILE + 1))
+    path.write_text("#" * (config_file.MAX_FILE + 1))
     assert problems_of(path) == ["too large: at most 1024 KiB"]
     path.unlink()
     path.symlink_to("/dev/zero")

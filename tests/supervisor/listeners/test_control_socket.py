@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.descriptors import descriptors
 
-from penstock_supervisor.config.loader import run_dirs_of
+from penstock_supervisor.config.environment import run_dirs_of
 from penstock_supervisor.listeners.control_socket import ControlSocket, RunDir, UnsafeDirectoryError
 
 ROOT = os.geteuid() == 0

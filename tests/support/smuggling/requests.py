@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tests.support.smuggling.chunks import BODIES
+from tests.support.smuggling.chunks import BODIES, REQUEST_BODIES
 
 HOST = b"Host: a\r\n"
 EVIL = b"GET /evil HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -31,13 +31,10 @@ def lengths() -> dict[str, Trick]:
         "plus": (b"+5", "waitress CVE-2022-24761, Jetty CVE-2023-40167, hyper CVE-2021-32715"),
         "minus": (b"-5", "Garden S26: endless loops"),
         "minus zero": (b"-0", "RFC 9110 8.6: digits"),
-        "list of the same": (b"5, 5", "RFC 9110 8.6 allows to refuse"),
         "list of others": (b"5, 35", "RFC 9112 6.3"),
         "list with a hole": (b"5,", "RFC 9110 8.6; Garden S29"),
         "hexadecimal": (b"0x5", "Garden S32, T1 (Akamai)"),
         "octal prefix": (b"0o5", "Python's int() with base 0; Http11Probe SMUG-CL-OCTAL"),
-        "leading zero": (b"010", "Garden S32: strtoll with base 0 reads octal"),
-        "two zeros": (b"00", "Http11Probe SMUG-CL-DOUBLE-ZERO"),
         "underscore": (b"1_0", "aiohttp CVE-2023-47627; Garden S10"),
         "letters behind": (b"5Z", "Garden S29: the longest valid prefix"),
         "exponent": (b"5e0", "RFC 9110 8.6: digits"),
@@ -47,7 +44,6 @@ def lengths() -> dict[str, Trick]:
         "parameter": (b"5;q=1", "RFC 9110 8.6: digits"),
         "superscript digit": (b"\xb2", "str.isdigit() takes it, int() does not"),
         "arabic digits in UTF-8": (b"\xd9\xa5", "int() takes them; aiohttp CVE-2024-23829"),
-        "tab before": (b"\t5", "Http11Probe MAL-CL-TAB-BEFORE-VALUE; Envoy #15244"),
         "vertical tab": (b"\x0b5", "Garden S41: what a language strips, HTTP does not"),
         "next line": (b"\x855", "Garden S41: U+0085 is blank to Python"),
         "no-break space": (b"5\xa0", "Garden S41: U+00A0 is blank to Python"),
@@ -61,9 +57,9 @@ def lengths() -> dict[str, Trick]:
         for name, (value, source) in values.items()
     }
     fields = {
-        "twice the same": (
-            b"Content-Length: 5\r\nContent-Length: 5\r\n",
-            "RFC 9112 6.3 allows to refuse",
+        "twice the same in two spellings": (
+            b"Content-Length: 5\r\nContent-Length: 05\r\n",
+            "RFC 9112 6.3: the same values; servers have read the second as octal",
         ),
         "first wins": (
             b"Content-Length: 0\r\nContent-Length: 31\r\n",
@@ -139,8 +135,6 @@ def codings() -> dict[str, Trick]:
         "in apostrophes": (b"'chunked'", 400, "Kettle 2019"),
         "space inside": (b"chu nked", 400, "RFC 9110 5.6.2"),
         "two words": (b"chunked chunked", 400, "RFC 9110 5.6.2"),
-        "tab before": (b"\tchunked", 400, "curl #6144; Envoy #15244; Kettle 2019"),
-        "tab behind": (b"chunked\t", 400, "llhttp refuses what others strip"),
         "vertical tab before": (b"\x0bchunked", 400, "HAProxy CVE-2019-18277; gunicorn #2176"),
         "vertical tab behind": (b"chunked\x0b", 400, "HAProxy CVE-2019-18277"),
         "form feed": (b"\x0cchunked", 400, "gunicorn #3364"),
@@ -301,10 +295,9 @@ def starts() -> dict[str, Trick]:
         "method of symbols": (b"G=\":<>(e),[T];? / HTTP/1.1", 400, "Garden S6"),
         "method with NUL": (b"G\x00T / HTTP/1.1", 400, "Garden S40"),
         "method with a colon": (b"GET: / HTTP/1.1", 400, "aiohttp CVE-2024-23829"),
-        "endless method": (b"A" * 300 + b" / HTTP/1.1", 400, "RFC 9110 9.1"),
+        "endless method": (b"A" * 300 + b" / HTTP/1.1", 501, "RFC 9112 3"),
         "HTTP/2": (b"GET / HTTP/2.0", 505, "RFC 9110 15.6.6"),
         "HTTP/0.9 in words": (b"GET / HTTP/0.9", 505, "RFC 9110 15.6.6; llhttp #877"),
-        "HTTP/1.2": (b"GET / HTTP/1.2", 505, "no such version"),
         "HTTP/1.10": (b"GET / HTTP/1.10", 400, "RFC 9112 2.3: one digit"),
         "HTTP/1.32": (b"GET / HTTP/1.32", 400, "Garden S5"),
         "HTTP/01.1": (b"GET / HTTP/01.1", 400, "RFC 9112 2.3"),
@@ -374,11 +367,7 @@ def wishes() -> dict[str, Trick]:
         "expect with a blank": Trick(
             post(expect + b"y 100-continue\r\n", EVIL), 417, "Kettle 2025: obfuscated Expect"
         ),
-        "expect twice in one": Trick(
-            post(expect + b"100-continue, 100-continue\r\n", EVIL), 417, "RFC 9110 10.1.1"
-        ),
         "expect something else": Trick(post(expect + b"y\r\n", EVIL), 417, "RFC 9110 10.1.1"),
-        "expect nothing": Trick(post(expect + b"\r\n", EVIL), 417, "RFC 9110 10.1.1"),
         "expect folded": Trick(
             post(expect + b"\r\n 100-continue\r\n", EVIL), 400, "Akamai CVE-2025-32094"
         ),
@@ -396,7 +385,7 @@ HEADS = lengths() | codings() | both() | lines() | starts() | hosts() | wishes()
 """Refused with a head that no worker gets to see."""
 CHUNKS = {
     f"chunk {name}": Trick(post(CHUNKED, body), 400, source)
-    for name, (body, source) in BODIES.items()
+    for name, (body, source) in (BODIES | REQUEST_BODIES).items()
 }
 """Refused in the middle of a body."""
 REQUESTS = HEADS | CHUNKS

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.config.loader import (
-    ConfigError,
-    Service,
-    load,
-)
+from penstock_supervisor.config.loader import ConfigError, Service, load
 
 Write = Callable[[str], Path]
 

@@ -19,7 +19,7 @@ from penstock_supervisor.compare.load.clients import (
     request,
 )
 from penstock_supervisor.compare.load.job import READY, Job, LoadReport, merge, split
-from penstock_supervisor.config.loader import inherited_environment
+from penstock_supervisor.config.environment import inherited_environment
 
 __all__ = ["HeldConnections", "Job", "LoadReport", "drive"]
 
