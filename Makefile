@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-versions test-wheel wheel dist chaos lint format bench scale fuzz clean
+.PHONY: help run test test-versions test-wheel wheel dist chaos lint format bench scale picture fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 17
@@ -56,6 +56,14 @@ bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseli
 
 scale: $(VENV)/ready ## a request's cost with 1,000 upstreams, 200 services, 18,000 clients (needs wrk, nginx)
 	PATH="$$PATH:/usr/sbin" $(BIN)/python bench/scale.py $(ARGS)
+
+# The picture of README.md, with its date and machine. Needs a quiet machine with wrk, nginx and chromium.
+picture: $(VENV)/ready ## measure docs/compare.png anew, and docs/compare.json with it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check gunicorn uvicorn-worker
+	mkdir -p dist
+	$(BIN)/penstock compare --peer nginx+uvicorn,gunicorn --verify --json docs/compare.json --html dist/compare.html $(ARGS)
+	chromium --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=2 --window-size=1240,920 \
+	    --screenshot=docs/compare.png file://$(CURDIR)/dist/compare.html
 
 fuzz: SECONDS ?= 60
 fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60; 0: until Ctrl-C)

@@ -1,9 +1,9 @@
 """The demo application: one page for each kind of traffic.
 
 Short and long responses, bodies both ways, events, WebSocket, a worker that is busy, stuck or
-dead; `udp` is the same for datagrams. It is also an example of a program that can be replaced
-without loss: bodies are streamed with bounded memory, every number has a limit, and long
-responses end when the worker stops.
+dead; `udp` is the same for datagrams, and `asgi` has the first page alone, for servers of ASGI.
+It is also an example of a program that can be replaced without loss: bodies are streamed with
+bounded memory, every number has a limit, and long responses end when the worker stops.
 """
 
 import asyncio
@@ -228,3 +228,23 @@ app: Final = application(os.environ)  # noqa: TID251 -- what `penstock_worker.de
 def udp() -> asyncio.DatagramProtocol:
     """What `penstock_worker.demo:udp` names."""
     return Datagrams(os.environ)  # noqa: TID251 -- who we are
+
+
+async def asgi(
+    scope: Mapping[str, Any],
+    receive: Callable[[], Awaitable[Mapping[str, Any]]],
+    send: Callable[[Mapping[str, Any]], Awaitable[None]],
+) -> None:
+    """What `penstock_worker.demo:asgi` names: "/" alone, as an ASGI 3 application."""
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
+    if scope["type"] != "http":
+        raise RuntimeError(f"expected HTTP, not {scope['type']}")
+    body = f"hello from {_worker_name(os.environ)} (pid {os.getpid()})\n".encode()  # noqa: TID251 -- who we are
+    head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": body})

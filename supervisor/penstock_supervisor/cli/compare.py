@@ -8,9 +8,6 @@ is measured; `compare.report.table` and `compare.charts.page` how it is shown.
 import asyncio
 import importlib.util
 import os
-import resource
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,16 +22,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from penstock_proxy.net.address import parse_address
 from penstock_supervisor import logging_setup
 from penstock_supervisor.cli.options import CommandWithProgram, overrides
-from penstock_supervisor.config.loader import Config, ConfigError, Service, load
+from penstock_supervisor.config.loader import DEMO, Config, ConfigError, Service, load
 
 if TYPE_CHECKING:
     from penstock_supervisor.compare.report.result import Comparison
     from penstock_supervisor.compare.run import ComparisonSpec
+    from penstock_supervisor.compare.specification import Request
 
 _INTERRUPTED: Final = 130
 _ARGUMENTS: Final = "penstock.arguments"
 """In a context: the arguments of the command line."""
 _PLOTLY: Final = 'compare --html needs plotly: pip install "penstock-lb[report]"'
+_ASGI_DEMO: Final = "penstock_worker.demo:asgi"
+"""What is compared with peers that serve ASGI only, if no program is named."""
 _FILE: Final = click.Path(path_type=Path)
 
 
@@ -60,7 +60,21 @@ class _Compare(CommandWithProgram):
     help="Measure an address that somebody else serves as well; again for more, or with commas.",
 )
 @click.option(
-    "-w", "--workers", metavar="N|auto", help="How many copies; auto is one per core.  [default: 2]"
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    help="Measure a known stack as well, with the same program: uvicorn, gunicorn, granian, "
+    "node-cluster, command, or one of them behind nginx+ or haproxy+; again for more.",
+)
+@click.option(
+    "--show-peer", metavar="NAME", help="Print how a peer is set up for the program, and exit."
+)
+@click.option(
+    "-w",
+    "--workers",
+    metavar="N|auto|LIST",
+    help="How many copies; auto is one per core; 1,2,4 shows how each scheme scales.  [default: 2]",
 )
 @click.option(
     "--proxies", metavar="N|auto", help="How many proxies, where there is any.  [default: 1]"
@@ -72,14 +86,21 @@ class _Compare(CommandWithProgram):
     "handoff, shared and reuseport, with commas.",
 )
 @click.option("--quick", is_flag=True, help="Take less than a minute; the default is a few.")
-@click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Measure N times.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Measure N times; the default is as often as the differences need.",
+)
 @click.option(
     "--load",
     "generator",
-    type=click.Choice(["own", "wrk"]),
-    default="own",
-    help="What makes the load: ours, or wrk where it can.  [default: own]",
+    type=click.Choice(["auto", "own", "wrk"]),
+    default="auto",
+    help="What makes the load: ours, or wrk where it can; auto is wrk if there is one.",
 )
+@click.option("--verify", is_flag=True, help="Hold our load generator against wrk, and say both.")
+@click.option("--log", "access_log", is_flag=True, help="Have all subjects write an access log.")
 @click.option("--path", metavar="/PATH", default="/", help="What is asked for.  [default: /]")
 @click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write the figures.")
 @click.option("--html", "html_file", metavar="FILE", type=_FILE, help="Write a page with charts.")
@@ -100,13 +121,22 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
     penstock compare mypkg.mod:app -w 4 --html report.html
     penstock compare -c configs/ports.toml --json today.json --baseline yesterday.json
     penstock compare --schemes ports,shared -- node server.js
+    penstock compare mypkg.mod:app --peer nginx+uvicorn,gunicorn
     penstock compare mypkg.mod:app --to 127.0.0.1:8080
 
     Ctrl-C ends early, and shows what was measured so far. Exit status 130 then.
     """
     html, baseline_file = options["html_file"], options["baseline"]
-    config = load(options["file"], dict(overrides("compare", _config_options(options), ctx)))
+    names = _peer_names(options)
+    workers, notes = _worker_counts(options["workers"])
+    options["workers"] = str(workers[-1]) if workers else options["workers"]
+    given = dict(overrides("compare", _config_options(options), ctx))
+    config = load(options["file"], given)
     service = _only_service(config)
+    if names and service.app == DEMO["app"] and "app" not in given:
+        service = service.model_copy(update={"app": _ASGI_DEMO})
+    if options["show_peer"]:
+        return _show_peer(names[0], service, config.proxies, options)
     _check_path(options["path"], service)
     for option, path in (("--json", options["json_file"]), ("--html", html)):
         _check_writable(option, path)
@@ -114,9 +144,30 @@ def compare(ctx: click.Context, /, **options: Any) -> int:
         raise click.ClickException(_PLOTLY)
     baseline = None if baseline_file is None else _load_baseline(baseline_file)
     logging_setup.set_up(options["verbose"] - options["quiet"] - 1)
+    # Imported late: `penstock --help`, and a command line with errors, need none of it.
+    from penstock_supervisor.compare.specification import Request
+
     with _socket_directory(service) as directory:
         command = join(("penstock", "compare", *ctx.meta[_ARGUMENTS]))
-        spec = _spec(service, config.proxies, options, directory, command)
+        request = Request(
+            service=service,
+            proxies=config.proxies,
+            peers=names,
+            others=_addresses(options["others"]),
+            schemes=options["schemes"] or "",
+            scaled_workers=workers[:-1],
+            generator=options["generator"],
+            path=options["path"],
+            quick=options["quick"],
+            rounds=options["rounds"],
+            verify=options["verify"],
+            access_log=options["access_log"],
+            directory=directory,
+            command=command,
+            notes=notes,
+            verbose=options["verbose"] > 0,
+        )
+        spec = _spec(request)
         comparison = _measure(spec, quiet=options["quiet"] > options["verbose"])
     _show(comparison, baseline, options["json_file"], html)
     return _INTERRUPTED if comparison.interrupted else 0
@@ -195,44 +246,58 @@ def _load_baseline(path: Path) -> Any:
         raise ConfigError((f"--baseline: {error}",)) from None
 
 
-def _spec(
-    service: Service, proxies: int, options: dict[str, Any], directory: str, command: str
-) -> "ComparisonSpec":
-    # Imported late: `penstock --help`, and a command line with errors, need none of it.
-    from penstock_supervisor.compare import plan, variants
-    from penstock_supervisor.compare.run import ComparisonSpec
+def _spec(request: "Request") -> "ComparisonSpec":
+    from penstock_supervisor.compare import specification
 
-    others = _addresses(options["others"])
     try:
-        names = variants.parse_names(options["schemes"]) if options["schemes"] else variants.NAMES
+        return specification.make(request)
+    except specification.ProgramMissingError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _peer_names(options: dict[str, Any]) -> tuple[str, ...]:
+    """The peers of --peer, or the one of --show-peer. ConfigError."""
+    shown = options["show_peer"]
+    texts = (shown,) if shown else options["peers"]
+    if not texts:
+        return ()
+    from penstock_supervisor.compare.peers import catalog
+
+    try:
+        return catalog.parse_names(texts)
     except ValueError as error:
-        raise ConfigError((f"--schemes: {error}",)) from None
-    choice = variants.choose(service, names, directory, proxies)
-    if not choice.variants and not others:
-        raise ConfigError(choice.notes)
-    wrk = (shutil.which("wrk") or "") if options["generator"] == "wrk" else ""
-    if options["generator"] == "wrk" and not wrk:
-        raise click.ClickException("compare --load wrk needs wrk, and there is no such program")
-    return ComparisonSpec(
-        variants=choice.variants,
-        others=others,
-        measures=plan.measures(
-            quick=options["quick"], rounds=options["rounds"], max_fds=_max_fds()
-        ),
-        path=options["path"],
-        wrk=wrk,
-        workers=len(service.upstreams) or service.workers,
-        config=variants.as_toml(service, proxies),
-        command=command,
-        notes=choice.notes,
-        verbose=options["verbose"] > 0,
-    )
+        raise ConfigError((f"--{'show-peer' if shown else 'peer'}: {error}",)) from None
 
 
-def _max_fds() -> int:
-    """The limit of this process, and so of those that it starts, as with `run`."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+def _show_peer(name: str, service: Service, proxies: int, options: dict[str, Any]) -> int:
+    """Print its files and commands. ConfigError."""
+    from penstock_supervisor.compare.peers import choice
+    from penstock_supervisor.compare.peers.recipe import RecipeError
+
+    try:
+        setting = choice.example(service, proxies, access_log=options["access_log"])
+        click.echo(choice.show(name, setting), nl=False)
+    except RecipeError as error:
+        raise ConfigError((f"--show-peer: {error}",)) from None
+    return 0
+
+
+def _worker_counts(text: str | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The numbers of a list such as "1,2,4" in order, and why some are left out. ConfigError.
+
+    Nothing for anything that is no list.
+    """
+    if text is None or "," not in text:
+        return (), ()
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ConfigError((f'--workers: expected numbers with commas, not "{text}"',)) from None
+    if counts[0] < 1:
+        raise ConfigError((f"--workers: expected at least 1, not {counts[0]}",))
+    cores = max(counts[0], len(os.sched_getaffinity(0)))
+    notes = (f"{n} workers are not measured: {cores} cores" for n in counts if n > cores)
+    return tuple(n for n in counts if n <= cores), tuple(notes)
 
 
 class _ProgressBar:
@@ -242,14 +307,24 @@ class _ProgressBar:
         self._progress = progress
         self._task = progress.add_task("", total=None)
 
-    def begin(self, seconds: float) -> None:
-        self._progress.update(self._task, total=seconds)
+    def begin(self, least_s: float, most_s: float) -> None:
+        self._progress.update(self._task, total=most_s)
+        text = f"This takes about {_duration(least_s, most_s)}: rounds go on until they tell the "
+        text += "subjects apart. Ctrl-C shows what was measured so far."
+        self._progress.console.print(text, soft_wrap=True)
 
     def describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
     def advance(self, seconds: float) -> None:
         self._progress.advance(self._task, seconds)
+
+
+def _duration(least_s: float, most_s: float) -> str:
+    """ "40 to 57 seconds", "3 to 4 minutes" """
+    unit, factor = ("seconds", 1.0) if most_s < 100 else ("minutes", 60.0)
+    least, most = round(least_s / factor), round(most_s / factor)
+    return f"{least} to {most} {unit}" if least < most else f"{most} {unit}"
 
 
 def _measure(spec: "ComparisonSpec", *, quiet: bool) -> "Comparison":
@@ -270,9 +345,11 @@ def _measure(spec: "ComparisonSpec", *, quiet: bool) -> "Comparison":
 def _show(
     comparison: "Comparison", baseline: Any, json_file: Path | None, html_file: Path | None
 ) -> None:
+    from penstock_supervisor.compare.charts import terminal
     from penstock_supervisor.compare.report import table
 
     console = Console(highlight=False)
+    console.print(terminal.render(comparison, console.width))
     console.print(table.render(comparison, baseline, console.width))
     with _report_write_errors("--json", json_file):
         if json_file is not None:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy.net.address import parse_address
-from penstock_supervisor.compare import plan, resource_usage
+from penstock_supervisor.compare import plan
+from penstock_supervisor.compare.host import resource_usage
 from penstock_supervisor.compare.load.driver import Job, LoadReport, drive
 from penstock_supervisor.compare.report.result import FaultKind, FaultResult
 from penstock_supervisor.compare.subject import RunningSubject, SubjectError, all_up

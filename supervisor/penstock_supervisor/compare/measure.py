@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from penstock_supervisor.compare import resource_usage
+from penstock_supervisor.compare.host import resource_usage
+from penstock_supervisor.compare.host.resource_usage import CpuTime
 from penstock_supervisor.compare.load import wrk
 from penstock_supervisor.compare.load.driver import HeldConnections, Job, LoadReport, drive
 from penstock_supervisor.compare.report.measurements import (
@@ -51,8 +52,12 @@ class LoadGenerator:
                 return report
             self._processes = min(self._max_processes, 2 * self._processes)
 
+    def made_by(self, job: Job) -> str:
+        """own or wrk."""
+        return "wrk" if self._wrk_path and wrk.supports(job) else "own"
+
     async def _drive_once(self, job: Job) -> LoadReport:
-        if self._wrk_path and wrk.supports(job):
+        if self.made_by(job) == "wrk":
             return await wrk.drive(self._wrk_path, job, self._processes)
         return await drive(job, self._processes)
 
@@ -63,27 +68,43 @@ async def load(
     """Measure one round. SubjectError: the subject is gone."""
     roles = await subject.roles()
     counted, split_before = await subject.split()
-    cpu_before = cpu_seconds(roles)
-    report = await generator.drive(job)
-    cpu_after = cpu_seconds(roles)
+    report, measured = await _round(roles, job, generator)
     _, split_after = await subject.split()
-    measurements.add_round(
-        job.kind,
-        Round(
-            requests=report.requests,
-            errors=report.errors,
-            seconds=report.seconds,
-            histogram=report.histogram,
-            worst_s=report.worst_s,
-            limited=report.limited,
-            cpu_s={role: cpu_after[role] - cpu_before[role] for role in roles},
-            rate=job.rate,
-        ),
-    )
+    measurements.add_round(job.kind, measured)
     if counts_split(job.kind):
         split = {slot: count - split_before.get(slot, 0) for slot, count in split_after.items()}
         measurements.add_split(counted, {slot: max(0, count) for slot, count in split.items()})
     return report
+
+
+async def scaling(
+    subject: MeasuredSubject,
+    job: Job,
+    generator: LoadGenerator,
+    measurements: Measurements,
+    workers: int,
+) -> None:
+    """Measure one round of a subject that runs with another number of workers."""
+    _, measured = await _round(await subject.roles(), job, generator)
+    measurements.add_scaling_round(workers, measured)
+
+
+async def _round(roles: Roles, job: Job, generator: LoadGenerator) -> tuple[LoadReport, Round]:
+    before = cpu_times(roles)
+    report = await generator.drive(job)
+    after = cpu_times(roles)
+    return report, Round(
+        requests=report.requests,
+        errors=report.errors,
+        seconds=report.seconds,
+        histogram=report.histogram,
+        worst_s=report.worst_s,
+        limited=report.limited,
+        cpu_s={role: after[role].total - before[role].total for role in roles},
+        kernel_s=sum(after[role].kernel - before[role].kernel for role in roles),
+        rate=job.rate,
+        generator=generator.made_by(job),
+    )
 
 
 def counts_split(kind: LoadKind) -> bool:
@@ -121,10 +142,12 @@ async def _sample(subject: MeasuredSubject, roles: Roles, connections: int) -> R
     )
 
 
-def cpu_seconds(roles: Roles) -> Mapping[str, float]:
+def cpu_times(roles: Roles) -> Mapping[str, CpuTime]:
     """CPU time so far, by role. The children of the supervisor have roles of their own."""
     return {
-        role: resource_usage.own_cpu_s(pids) if role == "supervisor" else resource_usage.cpu_s(pids)
+        role: resource_usage.own_cpu_time(pids)
+        if role == "supervisor"
+        else resource_usage.cpu_time(pids)
         for role, pids in roles.items()
     }
 

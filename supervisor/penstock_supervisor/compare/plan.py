@@ -4,9 +4,9 @@ A *pass* is one measurement of every subject, one directly after the other. So a
 gets slower affects all subjects alike. Each pass begins with another subject, because the first
 one after a pause finds a cooler processor. A round has one pass for each kind of load.
 
-A pass is done for all subjects or for none: half of the subjects could be compared with nothing.
-So when time is short, whole passes are left out, the last ones first. The last ones are those
-that a reader misses least.
+Rounds are added until they tell the subjects apart, or until the time is up; the number of them
+is not known before. A pass is done for all subjects or for none: half of the subjects could be
+compared with nothing. What a reader misses least is left out first.
 
 No I/O, no clock.
 """
@@ -15,16 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from penstock_supervisor.compare.report.result import FAULTS, LOADS, FaultKind, LoadKind
+from penstock_supervisor.compare.report.result import LOADS, FaultKind, LoadKind
 
 Kind = Literal["keepalive", "connect", "rate", "held", "kill", "roll", "block"]
 
 QUICK_S: Final = 57.0
 """The whole time of a quick comparison, its start included."""
-START_S: Final = 6.0
-"""For all subjects to start, on a small machine."""
+DEFAULT_S: Final = 225.0
+"""The same otherwise, if the least number of rounds does not take longer."""
+START_S: Final = 7.0
+"""To measure the noise, and for all subjects to start, on a small machine."""
 STOP_S: Final = 1.5
-_OVERHEAD_S: Final = 0.25
+OVERHEAD_S: Final = 0.25
 """For the generator's processes to start and end, for each load."""
 _RESERVED_FDS: Final = 200
 """Descriptors of a process that are not for clients."""
@@ -49,7 +51,9 @@ LOAD_BEFORE_FAULT_S: Final = 0.3
 class Measures:
     """How much is measured."""
 
-    rounds: int
+    least_rounds: int
+    """So many in any case, but for a quick comparison on a slow machine."""
+    most_rounds: int
     seconds: float
     """Of one load in one round."""
     warmup_s: float
@@ -79,48 +83,91 @@ Pass = tuple[PlanStep, ...]
 
 
 def measures(*, quick: bool, rounds: int | None, max_fds: int) -> Measures:
-    """Choose for a minute, or for a few. `max_fds`: descriptors that a process may open."""
+    """Choose for a minute, or for a few. `max_fds`: descriptors that a process may open.
+
+    `rounds`: exactly so many, however long they take.
+    """
     max_connections = max(10, (max_fds - _RESERVED_FDS) // _FDS_PER_CONNECTION)
     if quick:
         return Measures(
-            rounds=rounds or 1,
-            seconds=0.6,
+            least_rounds=rounds or 3,
+            most_rounds=rounds or 6,
+            seconds=0.4,
             warmup_s=0.2,
             connections=min(32, max_connections),
             held=min(400, max_connections),
             fault_s={"kill": 1.1, "roll": 1.7, "block": 1.5},
-            # An explicit number of rounds may take longer.
             max_total_s=QUICK_S if rounds is None else None,
             quick=True,
         )
     return Measures(
-        rounds=rounds or 3,
-        seconds=3.0,
+        least_rounds=rounds or 5,
+        most_rounds=rounds or 20,
+        seconds=1.0,
         warmup_s=1.0,
         connections=min(64, max_connections),
         held=min(1000, max_connections),
-        fault_s={"kill": 4.0, "roll": 8.0, "block": 4.0},
-        max_total_s=None,
+        fault_s={"kill": 2.5, "roll": 5.0, "block": 2.5},
+        max_total_s=DEFAULT_S if rounds is None else None,
         quick=False,
     )
 
 
-def passes(ours: Sequence[str], others: Sequence[str], wanted: Measures) -> tuple[Pass, ...]:
-    """All passes in order. `others` are not run by us, so they get no faults."""
-    subjects = (*ours, *others)
-    result: list[Pass] = []
-    # First, because the growth of a process can be measured only before other loads made it grow.
-    result.append(_pass("held", subjects, 0, 0.5 + wanted.held / 1000, 0))
-    for number in range(wanted.rounds):
-        for load in LOADS:
-            seconds = wanted.seconds + _OVERHEAD_S
-            result.append(_pass(load, subjects, number, seconds, len(result)))
-    for fault in ("kill", "block", "roll"):
-        # Last, because they replace processes that were warmed up by new ones.
-        assert fault in FAULTS
-        seconds = wanted.fault_s[fault] + _OVERHEAD_S
-        result.append(_pass(fault, ours, 0, seconds, len(result)))
-    return tuple(one for one in result if one)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All passes, without the number of rounds."""
+
+    ours: Sequence[str]
+    """Subjects that are run by us: they get faults."""
+    others: Sequence[str]
+    wanted: Measures
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return (*self.ours, *self.others)
+
+    def first(self) -> tuple[Pass, ...]:
+        """Before all loads: the growth of a process shows only before loads made it grow."""
+        return self._passes(_pass("held", self.subjects, 0, 0.5 + self.wanted.held / 1000, 0))
+
+    def round(self, number: int) -> tuple[Pass, ...]:
+        duration = self.wanted.seconds + OVERHEAD_S
+        return self._passes(
+            *(_pass(load, self.subjects, number, duration, number + n)
+              for n, load in enumerate(LOADS))
+        )  # fmt: skip
+
+    def last(self) -> tuple[Pass, ...]:
+        """The faults, because they replace processes that were warmed up by new ones."""
+        kinds: tuple[FaultKind, ...] = ("kill", "block", "roll")
+        return self._passes(
+            *(_pass(kind, self.ours, 0, self.wanted.fault_s[kind] + OVERHEAD_S, n)
+              for n, kind in enumerate(kinds))
+        )  # fmt: skip
+
+    def _passes(self, *passes: Pass) -> tuple[Pass, ...]:
+        return tuple(one for one in passes if one)
+
+    def has_time_for(self, number: int, elapsed_s: float) -> bool:
+        """For this round, and for the faults after it?"""
+        total = self.wanted.max_total_s
+        if total is None or number < self.wanted.least_rounds:
+            return True
+        needed = total_s(self.round(number)) + total_s(self.last()) + STOP_S
+        return elapsed_s + needed <= total
+
+    def expected_s(self) -> tuple[float, float]:
+        """How long everything takes: with the least number of rounds, and with the most."""
+        one_round, faults = total_s(self.round(0)), total_s(self.last())
+        required = START_S + total_s(self.first()) + STOP_S + one_round * self.wanted.least_rounds
+        least = required + faults
+        most = least + one_round * (self.wanted.most_rounds - self.wanted.least_rounds)
+        if self.wanted.max_total_s is None:
+            return least, most
+        if self.wanted.quick:
+            # It goes without faults rather than take longer.
+            least = min(least, max(required, self.wanted.max_total_s))
+        return least, min(most, max(least, self.wanted.max_total_s))
 
 
 def _pass(kind: Kind, names: Sequence[str], number: int, seconds: float, turn: int) -> Pass:
@@ -131,6 +178,10 @@ def _pass(kind: Kind, names: Sequence[str], number: int, seconds: float, turn: i
 
 def seconds(steps: Pass) -> float:
     return sum(step.seconds for step in steps)
+
+
+def total_s(passes: Sequence[Pass]) -> float:
+    return sum(map(seconds, passes))
 
 
 def fits(steps: Pass, elapsed_s: float, wanted: Measures) -> bool:

@@ -1,43 +1,42 @@
 """Runs a comparison: starts every subject, measures in the order of the plan, stops them.
 
-All subjects run all the time, and only the measured one has load. An idle one makes a health
-check every few seconds, which is too little to be measured. To start each of them anew for every
-pass would take longer than the measurements, and would measure cold processes. The price is the
-memory of all subjects.
+The noise of the machine is measured first, when nothing of ours runs. Then all subjects run all
+the time, and only the measured one has load. An idle one makes a health check every few seconds,
+which is too little to be measured. To start each of them anew for every pass would take longer
+than the measurements, and would measure cold processes. The price is the memory of all subjects.
 
-If a measurement fails, its figure is missing and a note is left; the others go on. Ctrl-C ends
-the current measurement, keeps what was measured, and stops everything. A second one stops at
-once.
+Rounds end when they tell the subjects apart as well as more of them would, or when the time is
+up. Ctrl-C ends the current measurement, keeps what was measured, and stops everything. A second
+one stops at once.
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from penstock_supervisor import release
-from penstock_supervisor.compare import faults, machine, measure, plan
-from penstock_supervisor.compare.load.driver import Job
-from penstock_supervisor.compare.load.wrk import WrkError
-from penstock_supervisor.compare.plan import Measures, PlanStep
+from penstock_supervisor.compare import measure, plan, scaling
+from penstock_supervisor.compare.host import machine, noise
+from penstock_supervisor.compare.load import verification
+from penstock_supervisor.compare.peers.peer import Peer
+from penstock_supervisor.compare.plan import Measures, Pass, Plan
+from penstock_supervisor.compare.report import evaluation
 from penstock_supervisor.compare.report.measurements import Measurements
-from penstock_supervisor.compare.report.result import Comparison, FaultKind, LoadKind
-from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
+from penstock_supervisor.compare.report.result import Comparison, LoadKind, Noise, Verification
+from penstock_supervisor.compare.scaling import ScalingRun
+from penstock_supervisor.compare.steps import MEASUREMENT_ERRORS, PASS_NAMES, Steps, description
+from penstock_supervisor.compare.subject import (
+    ExternalSubject,
+    RunningSubject,
+    StartedSubject,
+)
 from penstock_supervisor.compare.variants import Variant
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_FAULT_CONNECTIONS: Final = 16
-_MEASUREMENT_ERRORS: Final = (SubjectError, WrkError, OSError, TimeoutError)
-"""What may go wrong with one measurement without being a bug of ours."""
-_PASS_NAMES: Final = {
-    "held": "held connections",
-    "kill": "a worker killed",
-    "block": "a worker blocked",
-    "roll": "all workers replaced",
-}
 
 
 class CompareError(Exception):
@@ -47,7 +46,7 @@ class CompareError(Exception):
 class Progress(Protocol):
     """Shows the progress of a comparison."""
 
-    def begin(self, seconds: float) -> None:
+    def begin(self, least_s: float, most_s: float) -> None:
         """About how long everything takes."""
 
     def describe(self, text: str) -> None:
@@ -64,6 +63,7 @@ class ComparisonSpec:
     variants: Sequence[Variant]
     others: Sequence[str]
     """Addresses that somebody else serves."""
+    peers: Sequence[Peer] = ()
     measures: Measures
     path: str
     wrk: str
@@ -73,6 +73,11 @@ class ComparisonSpec:
     """TOML, for readers of the result."""
     command: str
     notes: tuple[str, ...]
+    access_log: bool = False
+    verify_with: str = ""
+    """The path of a wrk to hold our own generator against. "": do not."""
+    scaled: Mapping[int, tuple[Sequence[Variant], Sequence[Peer]]] = field(default_factory=dict)
+    """The same variants and peers with other numbers of workers."""
     verbose: bool = False
 
 
@@ -98,27 +103,48 @@ class _Run:
         self._generator = measure.LoadGenerator(
             max_processes=len(os.sched_getaffinity(0)) // 2, wrk_path=spec.wrk
         )
-        self._ours = {
-            variant.name: RunningSubject(variant, verbose=spec.verbose) for variant in spec.variants
-        }
+        self._started = self._to_start(spec.variants, spec.peers)
+        self._scaling = [
+            ScalingRun(workers=workers, subjects=self._to_start(*subjects))
+            for workers, subjects in spec.scaled.items()
+        ]
         self._others = {address: ExternalSubject(address) for address in spec.others}
         self._measurements = {
             **{one.name: Measurements(one.name, one.service.scheme, one.service.mode)
                for one in spec.variants},
+            **{one.name: Measurements(one.name, setup=one.setup) for one in spec.peers},
             **{address: Measurements(address) for address in spec.others},
         }  # fmt: skip
+        self._steps = Steps(
+            {**self._started, **self._others},
+            self._measurements, self._generator, spec.measures, spec.path,
+        )  # fmt: skip
         self._dropped: dict[str, str] = {}
         """Subjects that do not work, and why."""
         self._notes = dict.fromkeys(spec.notes)
-        self._rates: dict[float, float] = {}
+        self._noise: Noise | None = None
+        self._verification: list[Verification] = []
+        self._rounds = 0
+        self._begun = datetime.now(UTC).isoformat(timespec="seconds")
+        self._machine = machine.describe()
         self._task: asyncio.Task[Comparison] | None = None
         self._interrupted = False
         self._stopping = False
 
+    def _to_start(
+        self, variants: Sequence[Variant], peers: Sequence[Peer]
+    ) -> dict[str, StartedSubject]:
+        subjects: list[StartedSubject] = [
+            *(RunningSubject(variant, verbose=self._spec.verbose) for variant in variants),
+            *peers,
+        ]
+        return {one.name: one for one in subjects}
+
     def interrupt(self) -> None:
         """End early. A second call, or one while everything stops, ends at once."""
         if self._stopping or self._interrupted:
-            for subject in self._ours.values():
+            scaled = (subject for one in self._scaling for subject in one.subjects.values())
+            for subject in (*self._started.values(), *scaled):
                 subject.signal(signal.SIGTERM)
         elif self._task is not None:
             self._task.cancel()
@@ -126,7 +152,6 @@ class _Run:
 
     async def run(self) -> Comparison:
         self._task = task = asyncio.current_task()
-        started, machine_facts = datetime.now(UTC), machine.describe()
         try:
             try:
                 await self._start()
@@ -134,20 +159,23 @@ class _Run:
             finally:
                 self._stopping = True
                 self._progress.describe("stopping")
-                await asyncio.gather(*(subject.stop() for subject in self._ours.values()))
+                await asyncio.gather(*(subject.stop() for subject in self._started.values()))
+            self._stopping = False
+            await self._measure_scaling()
         except asyncio.CancelledError:
             if not self._interrupted:
                 raise
             assert task is not None
             task.uncancel()
-        return self._result(started.isoformat(timespec="seconds"), machine_facts)
+        return self._result()
 
     async def _start(self) -> None:
-        expected = plan.START_S + sum(map(plan.seconds, self._passes()))
-        self._progress.begin(expected + plan.STOP_S)
-        self._progress.describe("starting every subject")
+        self._progress.begin(*self._expected_s())
+        self._progress.describe("measuring how quiet the machine is")
         self._started_at = asyncio.get_running_loop().time()
-        await asyncio.gather(*(self._start_subject(one) for one in self._ours.values()))
+        self._noise = await noise.measure()
+        self._progress.describe("starting every subject")
+        await asyncio.gather(*(self._start_subject(one) for one in self._started.values()))
         self._progress.describe("warming up")
         await asyncio.gather(*(self._warm_up(one) for one in self._working()))
         self._progress.advance(plan.START_S)
@@ -155,10 +183,20 @@ class _Run:
             name, why = next(iter(self._dropped.items()))
             raise CompareError(f"nothing can be compared; {name}: {why}")
 
-    async def _start_subject(self, subject: RunningSubject) -> None:
+    def _expected_s(self) -> tuple[float, float]:
+        """At least, and at most."""
+        todo, measures = self._plan(), self._spec.measures
+        subjects = len(todo.subjects)
+        more_s = len(self._scaling) * scaling.expected_s(subjects, measures)
+        if self._spec.verify_with:
+            more_s += subjects * 2 * verification.expected_s(measures.seconds)
+        least_s, most_s = todo.expected_s()
+        return least_s + more_s, most_s + more_s
+
+    async def _start_subject(self, subject: StartedSubject) -> None:
         try:
             await subject.start()
-        except _MEASUREMENT_ERRORS as error:
+        except MEASUREMENT_ERRORS as error:
             self._drop(subject.name, f"cannot be started: {error}")
 
     async def _warm_up(self, subject: measure.MeasuredSubject) -> None:
@@ -166,7 +204,7 @@ class _Run:
         path = self._spec.path
         try:
             report = await measure.warm_up(subject, path, self._spec.measures.warmup_s)
-        except _MEASUREMENT_ERRORS as error:
+        except MEASUREMENT_ERRORS as error:
             self._drop(subject.name, f"cannot be loaded: {error}")
             return
         if not report.requests:
@@ -179,103 +217,92 @@ class _Run:
         self._measurements[name].note(why)
 
     def _working(self) -> list[measure.MeasuredSubject]:
-        subjects: list[measure.MeasuredSubject] = [*self._ours.values(), *self._others.values()]
+        subjects: list[measure.MeasuredSubject] = [*self._started.values(), *self._others.values()]
         return [subject for subject in subjects if subject.name not in self._dropped]
 
-    def _passes(self) -> tuple[plan.Pass, ...]:
+    def _plan(self) -> Plan:
         working = [subject.name for subject in self._working()]
         # Upstreams are run by somebody else, even behind a proxy of ours.
-        ours = [n for n in working if n in self._ours and not self._ours[n].service.upstreams]
+        ours = [
+            one.name for one in self._spec.variants
+            if one.name in working and not one.service.upstreams
+        ]  # fmt: skip
         others = [name for name in working if name not in ours]
-        return plan.passes(ours, others, self._spec.measures)
+        return Plan(ours, others, self._spec.measures)
 
     async def _measure(self) -> None:
-        loop = asyncio.get_running_loop()
-        for steps in self._passes():
-            if not plan.fits(steps, loop.time() - self._started_at, self._spec.measures):
-                name = _PASS_NAMES.get(steps[0].kind, steps[0].kind)
-                self._notes[f"not measured: {name}; there was no time for it"] = None
-                continue
-            for step in steps:
-                self._progress.describe(_description(step, self._spec.measures.rounds))
-                await self._step(step)
-                self._progress.advance(step.seconds)
-
-    async def _step(self, step: PlanStep) -> None:
-        measurements = self._measurements[step.subject]
-        try:
-            if load_kind := plan.load_of(step.kind):
-                await self._load(load_kind, step.subject)
-            elif fault_kind := plan.fault_of(step.kind):
-                await self._fault(fault_kind, step.subject)
-            else:
-                steps = plan.held_steps(self._spec.measures.held)
-                subject = self._subject(step.subject)
-                await measure.hold(subject, self._spec.path, steps, measurements)
-        except PermissionError:
-            measurements.note("its processes may not be looked at: no descriptors and memory")
-        except _MEASUREMENT_ERRORS as error:
-            measurements.note(f"{_PASS_NAMES.get(step.kind, step.kind)}: {error}")
-
-    async def _load(self, kind: LoadKind, name: str) -> None:
+        todo = self._plan()
         measures = self._spec.measures
-        subject, measurements = self._subject(name), self._measurements[name]
-        job = Job(
-            address=subject.address,
-            path=self._spec.path,
-            kind=kind,
-            connections=measures.connections,
-            seconds=measures.seconds,
-            rate=self._rate(plan.RATE_SHARE) if kind == "rate" else 0.0,
-        )
-        await measure.load(subject, job, self._generator, measurements)
-        if name in self._others and not await subject.roles():
-            measurements.note("its processes are not to be seen: no CPU, descriptors and memory")
+        await self._take(todo.first())
+        if self._spec.verify_with:
+            await self._verify()
+        for number in range(measures.most_rounds):
+            if not todo.has_time_for(number, self._elapsed_s()):
+                break
+            if number >= measures.least_rounds > 2 and self._is_settled():
+                break
+            await self._take(todo.round(number))
+            self._rounds = number + 1
+        for one in todo.last():
+            total_s = measures.max_total_s
+            needed_s = self._elapsed_s() + plan.seconds(one) + plan.STOP_S
+            if total_s is not None and measures.quick and needed_s > total_s:
+                name = PASS_NAMES[one[0].kind]
+                self._notes[f"not measured: {name}; there was no time for it"] = None
+            else:
+                await self._take((one,))
 
-    async def _fault(self, kind: FaultKind, name: str) -> None:
-        measures, subject = self._spec.measures, self._ours[name]
-        job = Job(
-            address=subject.address,
-            path=self._spec.path,
-            kind="rate",
-            connections=min(_FAULT_CONNECTIONS, measures.connections),
-            seconds=measures.fault_s[kind],
-            rate=self._rate(plan.FAULT_RATE_SHARE),
-        )
-        self._measurements[name].faults[kind] = await faults.fault(kind, subject, job)
+    async def _take(self, passes: Sequence[Pass]) -> None:
+        for step in (step for steps in passes for step in steps):
+            self._progress.describe(description(step))
+            await self._steps.take(step)
+            self._progress.advance(step.seconds)
 
-    def _rate(self, share: float) -> float:
-        """Computed once, so that it is the same for every subject and every round."""
-        if share not in self._rates:
-            throughputs = [one.throughput("keepalive") for one in self._measurements.values()]
-            self._rates[share] = plan.rate(throughputs, share)
-        return self._rates[share]
+    def _elapsed_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._started_at
 
-    def _subject(self, name: str) -> measure.MeasuredSubject:
-        return self._ours.get(name) or self._others[name]
+    def _is_settled(self) -> bool:
+        return evaluation.is_settled_by(self._result())
 
-    def _result(self, started: str, machine_facts: dict[str, str]) -> Comparison:
+    async def _verify(self) -> None:
+        """The time for it is not that of the rounds."""
+        begin_s = self._elapsed_s()
+        loads: tuple[LoadKind, ...] = ("keepalive", "connect")
+        for subject in self._working():
+            self._progress.describe(f"our generator beside wrk: {subject.name}")
+            for kind in loads:
+                job = self._steps.job(kind, subject.name)
+                try:
+                    found = await verification.verify(subject.name, job, self._spec.verify_with)
+                except MEASUREMENT_ERRORS as error:
+                    self._measurements[subject.name].note(f"our generator beside wrk: {error}")
+                    continue
+                if found:
+                    self._verification.append(found)
+        self._started_at += self._elapsed_s() - begin_s
+
+    async def _measure_scaling(self) -> None:
+        spec = self._spec
+        for one in self._scaling:
+            self._progress.describe(f"{one.workers} worker{'s' * (one.workers > 1)} each")
+            await one.measure(spec.measures, spec.path, self._generator, self._measurements)
+
+    def _result(self) -> Comparison:
         spec = self._spec
         return Comparison(
             penstock=release.version(),
-            started=started,
+            started=self._begun,
             command=spec.command,
-            machine=machine_facts,
+            machine=self._machine,
             config=spec.config,
             workers=spec.workers,
-            rounds=spec.measures.rounds,
+            rounds=self._rounds,
             seconds=spec.measures.seconds,
             quick=spec.measures.quick,
             interrupted=self._interrupted,
+            access_log=spec.access_log,
+            noise=self._noise,
+            verification=tuple(self._verification),
             notes=tuple(self._notes),
             subjects=tuple(one.subject() for one in self._measurements.values()),
         )
-
-
-def _description(step: PlanStep, rounds: int) -> str:
-    names = {
-        "keepalive": "keep-alive load", "connect": "a connection per request",
-        "rate": "constant rate", **_PASS_NAMES,
-    }  # fmt: skip
-    prefix = f"round {step.round + 1} of {rounds}, " if plan.is_load(step.kind) else ""
-    return f"{prefix}{names[step.kind]}: {step.subject}"

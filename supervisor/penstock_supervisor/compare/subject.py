@@ -17,13 +17,14 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock_proxy.net.address import Address, parse_address
 from penstock_supervisor import logging_setup
-from penstock_supervisor.compare import resource_usage, stdin_pipe
+from penstock_supervisor.compare import stdin_pipe
+from penstock_supervisor.compare.host import resource_usage
 from penstock_supervisor.compare.variants import Variant
 from penstock_supervisor.config.environment import inherited_environment
 from penstock_supervisor.config.loader import Config
@@ -46,6 +47,26 @@ Roles = Mapping[str, tuple[int, ...]]
 
 class SubjectError(Exception):
     """The subject cannot be measured. One line for people."""
+
+
+class StartedSubject(Protocol):
+    """A subject that we start and stop. `start` once, then `stop` in any case."""
+
+    name: str
+    address: str
+    """Known when it has started."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def signal(self, number: signal.Signals) -> None: ...
+
+    async def roles(self) -> Roles: ...
+
+    async def split(self) -> tuple[str, dict[str, int]]: ...
+
+    async def outgoing_connections(self, roles: Roles) -> int: ...
 
 
 class RunningSubject:

@@ -3,7 +3,7 @@
 A variant has the user's own keys as far as its scheme takes them; the others are left out, by
 the rules of the configuration. A scheme that cannot work with the program is not compared, and
 the reason is the error that a configuration file would get. No variant has what would disturb
-the others or the measurements: fixed ports, the access log, a fixed admin port.
+the others or the measurements: fixed ports, an access log of its own, a fixed admin port.
 
 No I/O, no clock.
 """
@@ -64,10 +64,18 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(name for name in ALL if name in chosen)
 
 
-def choose(service: Service, names: Iterable[str], directory: str, proxies: int = 1) -> Choice:
+def choose(
+    service: Service,
+    names: Iterable[str],
+    directory: str,
+    proxies: int = 1,
+    *,
+    access_log: bool = False,
+) -> Choice:
     """Make a variant of `service` for each of `names`.
 
     If the service listens on a unix socket, each variant gets a socket of its own in `directory`.
+    With `access_log` all of them write one to their stdout.
     """
     variants, notes = [], []
     for number, name in enumerate(names):
@@ -81,6 +89,8 @@ def choose(service: Service, names: Iterable[str], directory: str, proxies: int 
         if why:
             notes.append(f"{name} is not compared: {why}")
         else:
+            log = "stdout" if access_log else "off"
+            variant = variant.model_copy(update={"access_log": log})
             variants.append(Variant(name, variant, proxies if variant.has_proxy else 1))
     return Choice(tuple(variants), tuple(notes))
 

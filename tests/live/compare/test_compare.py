@@ -79,13 +79,16 @@ def test_a_quick_comparison_has_figures_that_can_be_true(
     assert page.stat().st_size > 10_000
 
 
+@pytest.mark.needs("nginx")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_running_however_a_comparison_ends(
     environment: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
     result = tmp_path / "x.json"
     with subprocess.Popen(
-        command("-v", "--schemes", "ports/tcp", "--json", str(result)),
+        command(
+            "-v", "--schemes", "ports/tcp", "--peer", "nginx+uvicorn", "--json", str(result)
+        ),
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr

@@ -1,7 +1,12 @@
-"""`penstock compare` on the command line: errors are found before anything is measured."""
+"""`penstock compare` on the command line: errors are found before anything is measured.
+
+Covers `compare/specification`.
+"""
 
 import importlib.util
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +63,9 @@ def test_without_arguments_the_demo_application_is_compared_under_every_scheme(
         "ports/http", "ports/tcp", "handoff", "shared", "reuseport",
     ]  # fmt: skip
     assert {variant.service.app for variant in spec.variants} == {"penstock_worker.demo:app"}
-    assert (spec.workers, spec.path, spec.wrk, spec.others) == (2, "/", "", ())
+    assert (spec.workers, spec.path, spec.wrk, spec.others) == (
+        2, "/", shutil.which("wrk") or "", (),
+    )  # fmt: skip
     assert spec.measures.quick
     assert spec.command == "penstock compare --quick"
 
@@ -67,7 +74,7 @@ def test_a_program_is_given_as_for_run(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "-w", "3", "--rounds", "2", "--", "node", "a b.js", "--quick"]) == 0
     (spec,) = specs
     assert spec.variants[0].service.command == ("node", "a b.js", "--quick")
-    assert (spec.workers, spec.measures.rounds, spec.measures.quick) == (3, 2, False)
+    assert (spec.workers, spec.measures.most_rounds, spec.measures.quick) == (3, 2, False)
     assert spec.command == "penstock compare -w 3 --rounds 2 -- node 'a b.js' --quick"
     assert any(note.startswith("handoff is not compared") for note in spec.notes)
 
@@ -90,9 +97,66 @@ def test_external_addresses_are_subjects_too(specs: list[ComparisonSpec]) -> Non
     assert len(specs[0].variants) == 5
 
 
+def test_peers_get_the_program_and_the_demo_is_then_an_asgi_one(
+    specs: list[ComparisonSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock_supervisor.compare.peers.choice.is_installed", lambda *_: True)
+    monkeypatch.setattr("penstock_supervisor.compare.peers.choice.missing", lambda _names: ())
+    assert main(["compare", "--peer", "uvicorn", "--peer", "nginx+gunicorn", "--log"]) == 0
+    (spec,) = specs
+    assert [one.name for one in spec.peers] == ["uvicorn", "nginx+gunicorn"]
+    assert all("penstock_worker.demo:asgi" in one.setup for one in spec.peers)
+    assert {one.service.app for one in spec.variants} == {"penstock_worker.demo:asgi"}
+    assert {one.service.access_log for one in spec.variants} == {"stdout"}
+    assert spec.access_log
+    assert "--access-logfile" in spec.peers[1].setup
+
+
+def test_a_peer_that_is_not_installed_is_one_line(
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "penstock_supervisor.compare.peers.choice.missing",
+        lambda _names: ("granian needs granian",),
+    )
+    err = refused(capsys, "--peer", "granian")
+    assert err == "penstock: --peer: granian needs granian\n"
+    assert specs == []
+
+
+def test_the_setup_of_a_peer_is_shown_without_running_anything(
+    specs: list[ComparisonSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--show-peer", "nginx+uvicorn", "-w", "3"]) == 0
+    out, _ = capsys.readouterr()
+    assert "# nginx.conf" in out
+    assert out.count("-m uvicorn penstock_worker.demo:asgi") == 3
+    assert specs == []
+
+
+def test_a_list_of_workers_scales_up_to_the_cores_of_the_machine(
+    specs: list[ComparisonSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(4)))
+    assert main(["compare", "--workers", "4,1,2,8"]) == 0
+    (spec,) = specs
+    assert spec.workers == 4
+    assert list(spec.scaled) == [1, 2]
+    variants, peers = spec.scaled[2]
+    assert {one.service.workers for one in variants} == {2}
+    assert peers == ()
+    assert "8 workers are not measured: 4 cores" in spec.notes
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["-w", "1,x"], '--workers: expected numbers with commas, not "1,x"'),
+        (["-w", "0,2"], "--workers: expected at least 1, not 0"),
+        (["--peer", "uvicorn", "--", "node", "a.js"],
+         ("--peer: uvicorn: it serves an ASGI application, module:attribute, and no command")),
+        (["--peer", "x"], ("--peer: expected uvicorn, gunicorn, granian, node-cluster, or one of"
+         ' them or command behind nginx+ or haproxy+, not "x"')),
         (["n"], ('APP: expected "module:attribute" (did you mean "n:app"?), not "n"'
          "; to run a command: penstock compare -- n")),
         (["--"], "COMMAND: expected a program after --"),

@@ -91,14 +91,22 @@ def sample() -> Comparison:
 
 @pytest.fixture
 def compared() -> Callable[..., Comparison]:
-    """`compared(others=2)`: the sample and as many external addresses."""
-    return lambda others=0, seed=1: _comparison(
-        (*SHAPES, *(NGINX._replace(name=f"127.0.0.1:808{n}") for n in range(others))), seed
+    """`compared(others=2)`: the sample and as many external addresses.
+
+    `noise` multiplies what rounds differ by.
+    """
+    return lambda others=0, seed=1, rounds=3, noise=1.0: _comparison(
+        (*SHAPES, *(NGINX._replace(name=f"127.0.0.1:808{n}") for n in range(others))),
+        seed,
+        rounds,
+        noise,
     )
 
 
-def _comparison(shapes: Sequence[_Shape], seed: int = 1) -> Comparison:
-    random = Random(seed)
+def _comparison(
+    shapes: Sequence[_Shape], seed: int = 1, rounds: int = 3, noise: float = 1.0
+) -> Comparison:
+    random = _Rounds(seed, rounds, noise)
     return Comparison(
         penstock="0.1.0",
         started="2026-11-21T07:12:44Z",
@@ -106,7 +114,7 @@ def _comparison(shapes: Sequence[_Shape], seed: int = 1) -> Comparison:
         machine=MACHINE,
         config=CONFIG,
         workers=4,
-        rounds=3,
+        rounds=rounds,
         seconds=3.0,
         quick=False,
         interrupted=False,
@@ -114,7 +122,24 @@ def _comparison(shapes: Sequence[_Shape], seed: int = 1) -> Comparison:
     )
 
 
-def _subject(shape: _Shape, random: Random) -> Subject:
+class _Rounds:
+    """Makes the values of all rounds."""
+
+    def __init__(self, seed: int, count: int, noise: float) -> None:
+        self._random, self._count, self._noise = Random(seed), count, noise
+
+    def spread(self, value: float, much: float) -> Spread:
+        much *= self._noise
+        return Spread(
+            values=tuple(
+                value * self._random.uniform(1 - much, 1 + much) if much < 1
+                else value * self._random.lognormvariate(0, much)
+                for _ in range(self._count)
+            )
+        )  # fmt: skip
+
+
+def _subject(shape: _Shape, random: _Rounds) -> Subject:
     loads: dict[LoadKind, LoadResult] = {
         "keepalive": _load(random, shape, 0, shape.keepalive, 64 / shape.keepalive),
         "connect": _load(random, shape, 1, shape.connect, 64 / shape.connect),
@@ -138,7 +163,7 @@ def _subject(shape: _Shape, random: Random) -> Subject:
 
 
 def _load(
-    random: Random, shape: _Shape, which: int, throughput: float, usual: float, rate: float = 0.0
+    random: _Rounds, shape: _Shape, which: int, throughput: float, usual: float, rate: float = 0.0
 ) -> LoadResult:
     # Always the same shape: what differs between two runs is `spread`.
     shape_of = Random(7)
@@ -152,9 +177,7 @@ def _load(
     if not shape.scheme:
         cpu = {"server": shape.workers[which]}
 
-    def spread(value: float, much: float) -> Spread:
-        return Spread(values=tuple(value * random.uniform(1 - much, 1 + much) for _ in range(3)))
-
+    spread = random.spread
     return LoadResult(
         requests=int(throughput * 9),
         errors={},

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from penstock_supervisor.compare import measure, resource_usage
+from penstock_supervisor.compare import measure
 from penstock_supervisor.compare.faults import recovered
+from penstock_supervisor.compare.host import resource_usage
+from penstock_supervisor.compare.host.resource_usage import CpuTime
 from penstock_supervisor.compare.load.driver import Job, LoadReport
 from penstock_supervisor.compare.measure import LoadGenerator
 from penstock_supervisor.compare.report.measurements import Measurements
@@ -78,16 +80,17 @@ async def test_a_limiting_generator_gets_more_processes_and_keeps_them(
 async def test_a_round_has_only_the_cpu_time_and_the_split_of_its_own_duration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spent = iter([1.0, 4.0, 1.5, 8.0])
+    spent = iter([CpuTime(0.5, 0.5), CpuTime(3.0, 1.0), CpuTime(0.75, 0.75), CpuTime(5.0, 3.0)])
     monkeypatch.setattr(measure, "drive", Driver(1))
-    monkeypatch.setattr(resource_usage, "own_cpu_s", lambda _pids: next(spent))
-    monkeypatch.setattr(resource_usage, "cpu_s", lambda _pids: next(spent))
+    monkeypatch.setattr(resource_usage, "own_cpu_time", lambda _pids: next(spent))
+    monkeypatch.setattr(resource_usage, "cpu_time", lambda _pids: next(spent))
     measurements = Measurements("x")
     await measure.load(Subject(), JOB, LoadGenerator(max_processes=1), measurements)
     subject = measurements.subject()
     assert subject.split == {"0": 4, "1": 6}
     assert subject.loads["connect"].cpu_us["supervisor"].median == pytest.approx(0.5e6 / 10)
     assert subject.loads["connect"].cpu_us["workers"].median == pytest.approx(4.0e6 / 10)
+    assert subject.loads["connect"].kernel_us.median == pytest.approx(2.25e6 / 10)
 
 
 def rows(*pids: int | None, **more: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from penstock_supervisor.compare import plan
-from penstock_supervisor.compare.plan import Measures, measures, passes
+from penstock_supervisor.compare.plan import Measures, Plan, measures
 from penstock_supervisor.compare.report.result import FAULTS, LOADS
 
 SCHEMES = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
@@ -15,69 +15,64 @@ def usual(**more: object) -> Measures:
     return measures(**arguments)  # type: ignore[arg-type]
 
 
+def planned(others: tuple[str, ...] = (), **more: object) -> Plan:
+    return Plan(SCHEMES, others, usual(**more))
+
+
 def test_every_round_has_every_load_on_every_subject() -> None:
-    found = [step for one in passes(SCHEMES, EXTERNAL, usual()) for step in one]
-    for number in range(3):
-        for load in LOADS:
-            names = [s.subject for s in found if (s.kind, s.round) == (load, number)]
-            assert sorted(names) == sorted((*SCHEMES, *EXTERNAL))
+    found = [step for one in planned(EXTERNAL).round(2) for step in one]
+    for load in LOADS:
+        names = [step.subject for step in found if (step.kind, step.round) == (load, 2)]
+        assert sorted(names) == sorted((*SCHEMES, *EXTERNAL))
 
 
-def test_rounds_alternate_between_subjects() -> None:
-    for one in passes(SCHEMES, EXTERNAL, usual()):
+def test_a_pass_has_one_measurement_of_every_subject() -> None:
+    every = planned(EXTERNAL)
+    for one in (*every.first(), *every.round(0), *every.last()):
         names = [step.subject for step in one]
         assert len({step.kind for step in one}) == 1
         assert len(set(names)) == len(names)
 
 
-def test_no_subject_is_always_the_first() -> None:
-    firsts = {one[0].subject for one in passes(SCHEMES, (), usual()) if one[0].kind == "keepalive"}
-    assert len(firsts) == 3
+@pytest.mark.parametrize("subjects", [2, 3, 4, 5])
+def test_no_subject_is_always_the_first(subjects: int) -> None:
+    some = Plan(SCHEMES[:subjects], (), usual())
+    firsts = [some.round(number)[0][0].subject for number in range(subjects)]
+    assert len(set(firsts)) == subjects
 
 
-def test_held_connections_are_measured_once_and_before_faults() -> None:
-    kinds = [one[0].kind for one in passes(SCHEMES, (), usual())]
-    assert kinds.count("held") == 1
-    assert kinds.index("held") < min(kinds.index(fault) for fault in FAULTS)
-    assert set(kinds[-3:]) == set(FAULTS)
+def test_idle_connections_come_first_and_faults_last() -> None:
+    assert [one[0].kind for one in planned().first()] == ["held"]
+    assert sorted(one[0].kind for one in planned().last()) == sorted(FAULTS)
 
 
 def test_external_subjects_get_no_faults() -> None:
-    found = [step for one in passes(SCHEMES, EXTERNAL, usual()) for step in one]
-    assert not any(step.subject in EXTERNAL and step.kind in FAULTS for step in found)
-    assert passes((), EXTERNAL, usual())
-    assert all(one[0].kind not in FAULTS for one in passes((), EXTERNAL, usual()))
+    found = [step for one in planned(EXTERNAL).last() for step in one]
+    assert {step.subject for step in found} == set(SCHEMES)
+    assert Plan((), EXTERNAL, usual()).last() == ()
 
 
 def test_a_quick_comparison_takes_less_than_a_minute_by_plan() -> None:
-    wanted = usual(quick=True)
-    elapsed = plan.START_S
-    done = []
-    for one in passes(SCHEMES, EXTERNAL, wanted):
-        if plan.fits(one, elapsed, wanted):
-            elapsed += plan.seconds(one)
-            done.append(one[0].kind)
-    assert elapsed + plan.STOP_S < 60
-    assert {"keepalive", "connect", "rate", "held", "kill"} <= set(done)
-
-
-def test_a_slow_machine_skips_optional_steps_and_never_a_first_load() -> None:
-    wanted = usual(quick=True)
-    found = passes(SCHEMES, (), wanted)
-    kept = [one[0].kind for one in found if plan.fits(one, 1000.0, wanted)]
-    assert kept == list(LOADS)
-
-
-def test_an_explicit_number_of_rounds_is_measured_however_long_it_takes() -> None:
-    wanted = usual(quick=True, rounds=4)
-    found = passes(SCHEMES, (), wanted)
-    assert wanted.rounds == 4
-    assert all(plan.fits(one, 1000.0, wanted) for one in found)
+    least_s, most_s = planned(quick=True).expected_s()
+    assert least_s <= most_s < 60
 
 
 def test_the_default_takes_a_few_minutes() -> None:
-    total = sum(map(plan.seconds, passes(SCHEMES, (), usual())))
-    assert 120 < total < 420
+    least_s, most_s = planned().expected_s()
+    assert 120 < least_s < most_s < 240
+
+
+def test_rounds_are_added_only_while_there_is_time_for_the_faults_too() -> None:
+    every = planned()
+    assert all(every.has_time_for(number, 1000.0) for number in range(5))
+    assert every.has_time_for(5, 100.0)
+    assert not every.has_time_for(5, plan.DEFAULT_S - plan.total_s(every.last()))
+
+
+def test_an_explicit_number_of_rounds_is_measured_however_long_it_takes() -> None:
+    every = planned(quick=True, rounds=4)
+    assert (every.wanted.least_rounds, every.wanted.most_rounds) == (4, 4)
+    assert all(every.has_time_for(number, 1000.0) for number in range(4))
 
 
 @pytest.mark.parametrize(("max_fds", "held"), [(20_000, 1000), (1024, 274), (100, 10)])

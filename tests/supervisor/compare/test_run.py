@@ -1,10 +1,11 @@
 """A comparison of real clusters has every result and leaves no process.
 
-Covers `compare/machine`.
+Covers `compare/host/machine`, `compare/load/verification`, `compare/scaling` and `compare/steps`.
 """
 
 import http.server
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from penstock_supervisor.compare import plan, variants
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.run import CompareError, ComparisonSpec, compare
+from penstock_supervisor.compare.scaling import ROUNDS
 from penstock_supervisor.config.loader import load
 
 
@@ -29,8 +31,8 @@ class RecordedProgress:
         self._trigger = trigger
         self._act = act
 
-    def begin(self, seconds: float) -> None:
-        assert seconds > 0
+    def begin(self, least_s: float, most_s: float) -> None:
+        assert 0 < least_s <= most_s
 
     def describe(self, text: str) -> None:
         self.texts.append(text)
@@ -52,6 +54,8 @@ def spec(names: str, *others: str, **more: Any) -> ComparisonSpec:
         others=others,
         measures=replace(
             measures,
+            least_rounds=1,
+            most_rounds=1,
             seconds=0.3,
             warmup_s=0.1,
             held=20,
@@ -126,7 +130,10 @@ async def test_every_figure_of_a_subject_is_measured() -> None:
     assert found.notes == ("handoff is not compared: a reason",)
     assert not found.interrupted
     assert Comparison.model_validate_json(found.model_dump_json()) == found
-    assert progress.texts[0] == "starting every subject"
+    assert found.noise is not None
+    assert (found.rounds, found.access_log) == (1, False)
+    assert len(subject.loads["keepalive"].kernel_us.values) == 1
+    assert progress.texts[:2] == ["measuring how quiet the machine is", "starting every subject"]
     assert progress.texts[-1] == "stopping"
 
 
@@ -166,7 +173,7 @@ async def test_ctrl_c_keeps_the_results_so_far_and_stops_everything() -> None:
     progress = RecordedProgress(
         "a connection per request", lambda: os.kill(os.getpid(), signal.SIGINT)
     )
-    found = await compare(spec("ports"), progress)
+    found = await compare(spec("ports/http,ports/tcp"), progress)
     assert found.interrupted
     assert [set(one.loads) for one in found.subjects] == [{"keepalive"}, {"keepalive"}]
     assert progress.texts[-1] == "stopping"
@@ -195,10 +202,47 @@ async def test_a_subject_that_cannot_start_leaves_a_note_and_the_others_are_meas
     assert measured.loads["keepalive"].requests > 0
 
 
-async def test_steps_that_were_skipped_for_lack_of_time_are_noted(external_address: str) -> None:
-    wanted = spec("", external_address)
+async def test_rounds_end_when_they_settle_who_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def is_settled(so_far: Comparison) -> bool:
+        asked.append(so_far.rounds)
+        return len(asked) == 2
+
+    monkeypatch.setattr("penstock_supervisor.compare.report.evaluation.is_settled_by", is_settled)
+    wanted = spec("shared")
+    measures = replace(wanted.measures, least_rounds=3, most_rounds=9, seconds=0.05)
+    found = await compare(replace(wanted, measures=measures), RecordedProgress())
+    assert asked == [3, 4]
+    assert found.rounds == 4
+
+
+async def test_faults_are_left_out_of_a_quick_comparison_without_time() -> None:
+    wanted = spec("shared")
     found = await compare(
         replace(wanted, measures=replace(wanted.measures, max_total_s=0.1)), RecordedProgress()
     )
-    assert found.subjects[0].held is None
-    assert "not measured: held connections; there was no time for it" in found.notes
+    assert found.rounds == 1
+    assert found.subjects[0].faults == {}
+    assert "not measured: a worker killed; there was no time for it" in found.notes
+
+
+async def test_another_number_of_workers_is_measured_too() -> None:
+    wanted = spec("shared")
+    (service,) = load(None, {"workers": 1}).services
+    fewer = variants.choose(service, ("shared",), "/tmp").variants
+    found = await compare(replace(wanted, scaled={1: (fewer, ())}), RecordedProgress())
+    (scaling,) = found.subjects[0].scaling.items()
+    assert scaling[0] == 1
+    assert len(scaling[1].requests_per_s.values) == ROUNDS
+    assert scaling[1].cpu_us.median > 0
+
+
+@pytest.mark.needs("wrk")
+async def test_both_load_generators_are_held_against_each_other() -> None:
+    program = shutil.which("wrk") or ""
+    found = await compare(replace(spec("shared"), verify_with=program), RecordedProgress())
+    assert [one.kind for one in found.verification] == ["keepalive", "connect"]
+    for one in found.verification:
+        assert one.subject == "shared"
+        assert min(*one.own.values, *one.wrk.values) > 0

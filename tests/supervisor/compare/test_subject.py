@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from penstock_supervisor.compare import resource_usage
 from penstock_supervisor.compare import subject as subject_module
+from penstock_supervisor.compare.host import resource_usage
 from penstock_supervisor.compare.subject import ExternalSubject, RunningSubject, SubjectError
 from penstock_supervisor.compare.variants import Variant, choose
 from penstock_supervisor.config.loader import load

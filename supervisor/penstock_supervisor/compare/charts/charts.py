@@ -20,6 +20,9 @@ def panels(comparison: Comparison) -> Iterator[Panel]:
     for section in sections(comparison):
         if section in LOADS:
             yield from curves.percentiles(comparison, section, colours)
+        if section == "scaling":
+            yield from curves.scaling(comparison, colours)
+            continue
         if section == "split":
             # Each of these panels has its fairness in its title.
             yield from bars.splits(comparison, colours)

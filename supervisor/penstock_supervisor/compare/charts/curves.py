@@ -12,7 +12,7 @@ from typing import Final
 
 from penstock_supervisor.compare.charts.theme import ROLE_DASHES, Panel, Plot, axes, escaped
 from penstock_supervisor.compare.report import histogram
-from penstock_supervisor.compare.report.figures import roles
+from penstock_supervisor.compare.report.figures import roles, throughput_with, worker_counts
 from penstock_supervisor.compare.report.result import Comparison, LoadResult
 
 _NINES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
@@ -98,6 +98,43 @@ def _log_ticks(low: float, high: float) -> list[float]:
     marks = (1,) if high / low > 1e3 else (1, 2, 5)
     values = [mark * 10.0**decade for decade in decades for mark in marks]
     return [value for value in values if low * 0.8 <= value <= high * 1.25]
+
+
+def scaling(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Panel]:
+    """Throughput against the number of workers: a straight line is a scheme that scales."""
+    counts = worker_counts(comparison)
+    lines: list[Plot] = []
+    for subject in comparison.subjects:
+        cells = [(n, throughput_with(subject, n, comparison)) for n in counts]
+        points = [(n, cell) for n, cell in cells if cell]
+        if not points:
+            continue
+        lines.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": escaped(subject.name),
+                "x": [n for n, _ in points],
+                "y": [cell.value for _, cell in points],
+                "line": {"color": colours[subject.name], "width": 2},
+                "marker": {"size": 7},
+                "hovertemplate": "%{fullData.name}, %{x} workers: %{y:,.0f}/s<extra></extra>",
+                "showlegend": False,
+            }
+        )
+    if not lines:
+        return
+    layout = axes(
+        {
+            "title": {"text": "Workers", "standoff": 8},
+            "tickvals": list(counts),
+            "range": [0, counts[-1] * 1.06],
+        },
+        {"title": {"text": "Requests/s", "standoff": 8}, "rangemode": "tozero"},
+        320,
+    )
+    yield Panel("scaling", "scaling", "Throughput by workers", "more is better",
+                {"data": lines, "layout": layout}, wide=True)  # fmt: skip
 
 
 def descriptors(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Panel]:

@@ -9,7 +9,6 @@ Plotly is an extra. Only this module imports it, and only when a page is written
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -17,18 +16,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from penstock_supervisor.compare.charts import summary, tables
 from penstock_supervisor.compare.charts.charts import panels
 from penstock_supervisor.compare.charts.theme import OPACITIES, Panel, subject_colours
-from penstock_supervisor.compare.report import baseline as baselines
-from penstock_supervisor.compare.report import evaluation
-from penstock_supervisor.compare.report.figures import Cell, sections
+from penstock_supervisor.compare.report import evaluation, sentences
+from penstock_supervisor.compare.report.figures import sections
 from penstock_supervisor.compare.report.result import Comparison
-from penstock_supervisor.compare.report.units import Scale, scale
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
-_NUMBER_WITH_UNIT: Final = re.compile(r"(\d) (%|times|ms|µs|s|B|KiB|MiB)(?!\w)")
+_RULE: Final = (
+    "The subjects take turns, so that a slower minute is everybody's. A difference is said only if "
+    "the whole interval of its ratio, by a bootstrap over the rounds, is beyond what is too small "
+    "to matter and what the machine varies by. Everything else is level."
+)
 _BARS_HINT: Final = "rounds: bars are medians, the thin lines reach from the lowest to the highest"
 
 
@@ -57,9 +59,11 @@ def _page(comparison: Comparison, baseline: Comparison | None) -> str:
         f"<title>penstock compare: {_title(comparison)}</title>",
         f"<style>{_read_resource('page.css')}</style></head><body>",
         *_head(comparison),
-        *_schemes(comparison),
-        *_table(comparison),
-        *(_baseline(comparison, baseline) if baseline else ()),
+        *summary.render(comparison),
+        *_warnings(comparison),
+        *_nav(comparison),
+        *tables.figures(comparison),
+        *(tables.baseline(comparison, baseline) if baseline else ()),
         *_sections(comparison, charts),
         *_setup(comparison),
         f'<script type="application/json" id="panels">{data}</script>',
@@ -79,147 +83,40 @@ def _title(comparison: Comparison) -> str:
 
 
 def _head(comparison: Comparison) -> Iterator[str]:
-    machine = " · ".join(
-        comparison.machine[key] for key in ("cpu", "memory", "kernel") if key in comparison.machine
-    )
-    rounds = f"{comparison.rounds} round{'' if comparison.rounds == 1 else 's'}"
-    yield "<header><h1>Cluster schemes compared</h1>"
-    yield f"<p><code>{escape(comparison.command)}</code></p>"
-    yield (
-        f'<p class="faint">{escape(machine)}<br>{comparison.workers} workers · {rounds} of '
-        f"{comparison.seconds:g} s for each load · {escape(comparison.started)} · penstock "
-        f"{escape(comparison.penstock)}</p>"
-    )
+    yield "<header><h1>What a request costs, and how its connection gets to a worker</h1>"
+    machine = [comparison.machine[key] for key in ("cpu", "kernel") if key in comparison.machine]
+    facts = " · ".join([comparison.started[:10], *machine])
+    yield f'<p class="faint">{escape(facts)}<br>{escape(sentences.circumstances(comparison))}</p>'
+    yield "</header>"
+
+
+def _warnings(comparison: Comparison) -> Iterator[str]:
+    """In one box below the picture, which they are about."""
     warnings = [
         *(["Interrupted: what is missing was not measured."] if comparison.interrupted else []),
-        *(["Quick: one short round, so only large differences mean anything."] * comparison.quick),
+        *([f"{sentences.QUICK}."] if comparison.quick else []),
+        *([sentences.noise(comparison)] if sentences.is_noisy(comparison) else []),
         *comparison.notes,
     ]
-    yield from (f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
-    links = {"schemes": "When to choose which", "figures": "All figures"}
+    if warnings:
+        yield f'<p class="warning">{"<br>".join(map(escape, warnings))}</p>'
+
+
+def _nav(comparison: Comparison) -> Iterator[str]:
+    links = {"figures": "All figures"}
     links |= {
         key: title
         for key, title in sections(comparison).items()
         if key in _measured_sections(comparison)
     }
-    links |= {"circumstances": "Machine and configuration"}
+    links |= {"circumstances": "How it was measured"}
     yield "<nav>"
     yield from (f'<a href="#{key}">{escape(title)}</a>' for key, title in links.items())
-    yield "</nav></header>"
+    yield "</nav>"
 
 
 def _measured_sections(comparison: Comparison) -> set[str]:
     return {row.figure.section for row in evaluation.rows(comparison)}
-
-
-def _schemes(comparison: Comparison) -> Iterator[str]:
-    colours = subject_colours(comparison)
-    yield '<h2 id="schemes">When to choose which</h2>'
-    yield '<p class="faint">Made from the figures below, and from nothing else.</p>'
-    yield '<div class="schemes">'
-    for name, text in evaluation.paragraphs(comparison).items():
-        advice, _, figures = (
-            text.partition(". ") if text.startswith(evaluation.ADVICE) else ("", "", text)
-        )
-        body = (
-            f'<p class="choose">{_escaped_with_units(advice)}.</p>' if advice else ""
-        ) + f"<p>{_escaped_with_units(figures)}</p>"
-        yield f'<div class="scheme" style="--colour:{colours[name]}">'
-        yield f"<h3>{escape(name)}</h3>{body}</div>"
-    yield "</div>"
-
-
-def _escaped_with_units(text: str) -> str:
-    """Escaped, and without line breaks between numbers and their units."""
-    return _NUMBER_WITH_UNIT.sub("\\1&nbsp;\\2", escape(text))
-
-
-def _table(comparison: Comparison) -> Iterator[str]:
-    yield '<h2 id="figures">All figures</h2>'
-    yield '<p class="faint">★ best, or not to be told from the best; no star where all are alike.'
-    if comparison.rounds > 1:
-        yield f"± half of the spread over {comparison.rounds} rounds; the figure is their median."
-    yield "</p>"
-    yield from _table_head(comparison)
-    titles = sections(comparison)
-    section = ""
-    unit: Scale | None = None
-    for row in evaluation.rows(comparison):
-        figure = row.figure
-        if figure.section != section:
-            section = figure.section
-            yield _section_row(titles[section], len(comparison.subjects))
-        if unit is None or not figure.role:
-            unit = scale(figure.quantity, [cell.value for cell in row.cells if cell])
-        label = figure.label.strip()
-        if unit.suffix and not figure.role:
-            label += f", {unit.suffix}"
-        cells = "".join(
-            _cell(cell, unit, column in row.best, figure.more_is_better, bool(figure.role))
-            for column, cell in enumerate(row.cells)
-        )
-        part = ' class="part"' if figure.role else ""
-        yield f"<tr{part}><th>{escape(label)}</th>{cells}</tr>"
-    yield "</tbody></table></div>"
-
-
-def _table_head(comparison: Comparison) -> Iterator[str]:
-    colours = subject_colours(comparison)
-    yield '<div class="scroll"><table><thead><tr><th></th>'
-    for subject in comparison.subjects:
-        name, colour = escape(subject.name), colours[subject.name]
-        yield f'<th class="chip" style="--colour:{colour}">{name}</th>'
-    yield "</tr></thead><tbody>"
-
-
-def _section_row(title: str, columns: int) -> str:
-    return f'<tr class="section"><th colspan="{columns + 1}"><span>{escape(title)}</span></th></tr>'
-
-
-def _cell(cell: Cell | None, unit: Scale, best: bool, more_is_better: bool, part: bool) -> str:
-    if cell is None:
-        return '<td class="missing" title="not measured">-</td>'
-    text = unit.number(cell.value)
-    hint = ""
-    if cell.doubt == "limited" and more_is_better:
-        text, hint = f"≥ {text}", ' title="the load generator was the limit"'
-    if cell.doubt == "errors":
-        text, hint = f"{text} !", ' title="too many requests failed: this says little"'
-    spread = f" <small>±{cell.spread * 100:.0f} %</small>" if cell.rounds > 1 and not part else ""
-    mark = ' class="best"' if best else ""
-    return f"<td{mark}{hint}>{text}{spread}</td>"
-
-
-def _baseline(comparison: Comparison, baseline: Comparison) -> Iterator[str]:
-    names = [subject.name for subject in comparison.subjects]
-    yield '<h2 id="baseline">Against the baseline</h2>'
-    yield (
-        f'<p class="faint">{escape(baseline.started)}, penstock {escape(baseline.penstock)}. '
-        "= means within the spread of the two runs.</p>"
-    )
-    for caveat in baselines.caveats(comparison, baseline):
-        yield f'<p class="warning">{escape(caveat[0].upper() + caveat[1:])}.</p>'
-    differences = {
-        (one.figure.key, one.subject): one for one in baselines.differences(comparison, baseline)
-    }
-    yield from _table_head(comparison)
-    titles = sections(comparison)
-    section = ""
-    for row in evaluation.rows(comparison):
-        in_row = [differences.get((row.figure.key, name)) for name in names]
-        if row.figure.role or not any(in_row):
-            continue
-        if row.figure.section != section:
-            section = row.figure.section
-            yield _section_row(titles[section], len(names))
-        cells = "".join(
-            f'<td class="{one.sign}">{escape(one.text)}</td>'
-            if one
-            else '<td class="missing">-</td>'
-            for one in in_row
-        )
-        yield f"<tr><th>{escape(row.figure.label)}</th>{cells}</tr>"
-    yield "</tbody></table></div>"
 
 
 def _sections(comparison: Comparison, charts: Sequence[Panel]) -> Iterator[str]:
@@ -251,7 +148,7 @@ def _panel(panel: Panel) -> str:
 
 
 def _legend(comparison: Comparison, section: str) -> Iterator[str]:
-    if section not in ("keepalive", "connect", "rate", "held"):
+    if section not in ("keepalive", "connect", "rate", "held", "scaling"):
         return
     yield '<ul class="legend">'
     for name, colour in subject_colours(comparison).items():
@@ -260,12 +157,22 @@ def _legend(comparison: Comparison, section: str) -> Iterator[str]:
 
 
 def _setup(comparison: Comparison) -> Iterator[str]:
-    yield '<h2 id="circumstances">Machine and configuration</h2><dl>'
+    yield '<h2 id="circumstances">How it was measured</h2>'
+    if noise := sentences.noise(comparison):
+        yield f"<p>{escape(noise)}</p>"
+    yield f"<p>{_RULE}</p>"
+    for one in comparison.verification:
+        yield f"<p>{escape(one.subject)}: {escape(sentences.verification(one))}</p>"
+    for subject in comparison.subjects:
+        for text in sentences.doubts(comparison, subject):
+            yield f'<p class="warning">{escape(subject.name)}: {escape(text)}</p>'
+    yield f"<h3>Command</h3><pre>{escape(comparison.command)}</pre>"
+    yield "<h3>What was run, the scheme aside</h3>"
+    yield f"<pre>{escape(comparison.config)}</pre>"
+    for subject in comparison.subjects:
+        if subject.setup:
+            yield f"<h3>{escape(subject.name)}</h3><pre>{escape(subject.setup)}</pre>"
+    yield "<h3>Machine</h3><dl>"
     for key, value in {**comparison.machine, "penstock": comparison.penstock}.items():
         yield f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"
-    yield "</dl><h3>What was run, the scheme aside</h3>"
-    yield f"<pre>{escape(comparison.config)}</pre>"
-    yield f"<h3>Command</h3><pre>{escape(comparison.command)}</pre>"
-    for subject in comparison.subjects:
-        for note in subject.notes:
-            yield f'<p class="faint">{escape(subject.name)}: {escape(note)}</p>'
+    yield "</dl>"

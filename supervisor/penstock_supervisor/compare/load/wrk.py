@@ -1,6 +1,11 @@
-"""wrk in place of our own generator, for users who trust a tool that they know.
+"""wrk in place of our own generator: people know it, and it takes less CPU for new connections.
+
+Over kept connections the two take about the same CPU time, 8 µs a request. With a connection for
+each request ours takes 70 µs and wrk 50, which a subject on the same cores would have had.
 
 wrk has no constant rate, and connects to TCP ports only; for other loads our generator is used.
+It takes whole seconds only, so it is told more than it gets, and ended by SIGINT as a person
+would; it then counts the time that it had.
 A script that wrk runs at its end prints the whole histogram, because wrk's own output has only a
 few points of it.
 
@@ -13,8 +18,11 @@ connection is open, ours before it connects.
 import asyncio
 import json
 import os
+import signal
 import tempfile
 from collections import Counter
+from contextlib import suppress
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +32,9 @@ from penstock_supervisor.compare.report import histogram
 
 _TIMEOUT_S: Final = 5
 """The same as our own generator's."""
+_START_S: Final = 0.05
+"""To start, and to connect."""
+_MORE_S: Final = 2
 _SLACK_S: Final = 15.0
 _MAX_CPU_SHARE: Final = 0.9
 """Of its threads' time; with more it counts as the limit."""
@@ -60,12 +71,12 @@ async def drive(program: str, job: Job, threads: int) -> LoadReport:
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
         script = _script(directory)
         argv = [
-            program, f"-t{threads}", f"-c{job.connections}", f"-d{max(1, round(job.seconds))}s",
+            program, f"-t{threads}", f"-c{job.connections}", f"-d{ceil(job.seconds) + _MORE_S}s",
             f"--timeout={_TIMEOUT_S}s", "-s", script, "-H", f"Host: {job.host}",
             *(("-H", "Connection: close") if job.kind == "connect" else ()),
             f"http://{job.address}{job.path}",
         ]  # fmt: skip
-        out = await _output(argv, job.seconds + _SLACK_S)
+        out = await _output(argv, job.seconds)
     line = next((one for one in out.splitlines() if one.startswith(_MARK)), None)
     if line is None:
         raise WrkError(f"wrk: {out.strip().splitlines()[-1] if out.strip() else 'said nothing'}")
@@ -78,7 +89,7 @@ def _script(directory: str) -> str:
     return str(path)
 
 
-async def _output(argv: list[str], timeout_s: float) -> str:
+async def _output(argv: list[str], seconds: float) -> str:
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -86,16 +97,25 @@ async def _output(argv: list[str], timeout_s: float) -> str:
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
     )
+    loop = asyncio.get_running_loop()
+    end = loop.call_later(seconds + _START_S, _interrupt, process)
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(seconds + _MORE_S + _SLACK_S):
             out, _ = await process.communicate()
     except TimeoutError:
         raise WrkError(f"{os.path.basename(argv[0])} did not end") from None  # noqa: PTH119
     finally:
+        end.cancel()
         if process.returncode is None:
             process.kill()
             await process.wait()
     return out.decode(errors="replace")
+
+
+def _interrupt(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
 
 
 def _report(result: dict[str, Any], threads: int) -> LoadReport:

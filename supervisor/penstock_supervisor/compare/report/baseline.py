@@ -2,8 +2,8 @@
 
 Reads a file that `--json` wrote. It may come from another machine or version, or may have been
 edited, so an error is one line that says what is wrong with it. A difference counts only if it
-is larger than the spread of both runs. If the two runs were made in different ways, caveats say
-so before any figure.
+is larger than the spread of both runs (`intervals`). If the two runs were made in different ways,
+caveats say so before any figure.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
-from penstock_supervisor.compare.report.figures import Figure, alike, figures
-from penstock_supervisor.compare.report.result import FORMAT, Comparison
+from penstock_supervisor.compare.report.figures import Figure, figures, judge
+from penstock_supervisor.compare.report.result import FORMAT, READABLE, Comparison
 
 MAX_BYTES: Final = 64 * 2**20
 """A result has some hundred kilobytes; a larger file is something else."""
@@ -83,6 +83,8 @@ def _with_current_names(parsed: dict[str, Any]) -> dict[str, Any]:
 def differences(now: Comparison, then: Comparison) -> tuple[Difference, ...]:
     """Every figure that both runs have, of subjects with the same name."""
     then_by_name = {subject.name: subject for subject in then.subjects}
+    noises = [one.noise for one in (now, then) if one.noise]
+    noise = max(noises, key=lambda one: one.share, default=None)
     result = []
     for figure in figures(now):
         for subject in now.subjects:
@@ -90,9 +92,9 @@ def differences(now: Comparison, then: Comparison) -> tuple[Difference, ...]:
             old = figure.read(then_by_name[subject.name]) if subject.name in then_by_name else None
             if new is None or old is None:
                 continue
-            is_better = (new.value > old.value) == figure.more_is_better
-            sign: Sign = "better" if is_better else "worse"
-            if alike(figure, new, old) or "limited" in (new.doubt, old.doubt):
+            found = judge(figure, new, old, noise, paired=False)
+            sign: Sign = "alike" if found == "level" else found
+            if "limited" in (new.doubt, old.doubt):
                 sign = "alike"
             result.append(Difference(figure, subject.name, old.value, new.value, sign))
     return tuple(result)
@@ -110,8 +112,9 @@ def _caveats(now: Comparison, then: Comparison) -> Iterator[str]:
     for name, old, new in (
         ("penstock", then.penstock, now.penstock),
         ("workers", then.workers, now.workers),
-        ("rounds", then.rounds, now.rounds),
         ("seconds of a load", then.seconds, now.seconds),
+        ("access log", _on(then), _on(now)),
+        ("load generator", _generators(then), _generators(now)),
     ):
         if old != new:
             yield f"{name}: {old}, now {new}"
@@ -124,6 +127,15 @@ def _caveats(now: Comparison, then: Comparison) -> Iterator[str]:
         yield f"the baseline has no {', '.join(sorted(missing))}"
 
 
+def _on(comparison: Comparison) -> str:
+    return "on" if comparison.access_log else "off"
+
+
+def _generators(comparison: Comparison) -> str:
+    names = {load.generator for one in comparison.subjects for load in one.loads.values()}
+    return " and ".join(sorted(names))
+
+
 def _rates(comparison: Comparison) -> set[float]:
     return {one.loads["rate"].rate for one in comparison.subjects if "rate" in one.loads}
 
@@ -131,10 +143,12 @@ def _rates(comparison: Comparison) -> set[float]:
 def _comparison(parsed: Any, path: Path) -> Comparison:
     if not isinstance(parsed, dict) or not {"format", "subjects"} <= parsed.keys():
         raise ValueError(f"{path} is no result of penstock compare --json")
-    if parsed["format"] != FORMAT:
+    if parsed["format"] not in READABLE:
+        readable = " and ".join(map(str, READABLE))
         raise ValueError(
-            f"{path} has format {_line(str(parsed['format']))}, and this version reads {FORMAT}"
+            f"{path} has format {_line(str(parsed['format']))}, and this version reads {readable}"
         )
+    parsed["format"] = FORMAT
     try:
         comparison = Comparison.model_validate(parsed, strict=False)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The list of all figures of a comparison: how each is read, and which way is better.
+"""The list of all figures of a comparison: how each is read, which way is better, what matters.
 
 A *figure* is one kind of result, such as `keepalive.p99`: one row of the table. Table, page,
 paragraphs and baseline all use this one list, so they cannot disagree about what was measured.
@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Final, Literal, NamedTuple
 
+from penstock_supervisor.compare.report.intervals import (
+    Interval,
+    Verdict,
+    independent_ratio,
+    ratio,
+    verdict,
+)
+from penstock_supervisor.compare.report.measurements import sum_of_roles
 from penstock_supervisor.compare.report.result import (
     FAULTS,
     LOADS,
@@ -18,6 +26,7 @@ from penstock_supervisor.compare.report.result import (
     FaultKind,
     LoadKind,
     LoadResult,
+    Noise,
     Spread,
     Subject,
 )
@@ -25,10 +34,14 @@ from penstock_supervisor.compare.report.units import Quantity, format_value
 
 ROLES: Final = ("proxy", "workers", "supervisor", "server")
 
-SINGLE_ROUND_TOLERANCE: Final = 0.1
-"""Values of a single round are alike within this share, because their spread is not known."""
-_TOLERANCE: Final = 0.03
-"""Values are alike within this share, even if their spreads are smaller."""
+_MARGIN: Final = 0.05
+"""Differences up to this share are too small to choose by, however well they were measured."""
+_ONCE: Final = 0.3
+"""The margin of what was measured once and varies from run to run."""
+_UNEVEN: Final = 0.05
+"""Of Jain's index: one of two workers has 1.6 times as much as the other."""
+_LEAST_S: Final = 50e-6
+_LEAST_FAULT_S: Final = 0.2
 _MAX_FAILED_SHARE: Final = 0.01
 """With more failed requests a figure is no merit: a server that rejects requests is quick."""
 
@@ -48,6 +61,8 @@ class Cell(NamedTuple):
     """0: measured once, and exact, as descriptors are."""
     doubt: Doubt = ""
     """limited: the load generator was the limit. errors: too many requests failed."""
+    values: tuple[float, ...] = ()
+    """One for each round; empty if it was measured once."""
 
     @property
     def spread(self) -> float:
@@ -70,8 +85,12 @@ class Figure:
     label: str
     quantity: Quantity
     more_is_better: bool = False
-    tolerance: float = _TOLERANCE
-    """Values that differ by less than this share are alike."""
+    margin: float = _MARGIN
+    """Values that differ by no more than this share are level."""
+    least: float = 0.0
+    """The same as a difference: nobody chooses by a millisecond."""
+    counted: bool = False
+    """A number of chance events, which varies from run to run as its square root does."""
     role: str = ""
     """This role's part of the figure above. Parts have no best."""
     read: ReadCell
@@ -88,6 +107,7 @@ def sections(comparison: Comparison) -> dict[str, str]:
         "connect": "A connection per request",
         "rate": f"Constant rate{rate}",
         "held": f"{count}{'open' if held else 'Open'}, idle connections",
+        "scaling": "Keep-alive connections, by number of workers",
         "split": "Split across workers",
         "kill": "Fault: a worker killed",
         "roll": "Fault: all workers replaced, one after the other",
@@ -101,9 +121,10 @@ def figures(comparison: Comparison) -> tuple[Figure, ...]:
     for load in LOADS:
         candidates += _load(load, comparison.subjects)
     candidates += _held(comparison.subjects)
+    candidates += _scaling(comparison)
     candidates.append(
         Figure(key="split.jain", section="split", label="Jain's fairness", quantity="ratio",
-               more_is_better=True, tolerance=0.01, read=_jain)
+               more_is_better=True, margin=0.0, least=_UNEVEN, read=_jain)
     )  # fmt: skip
     for fault in FAULTS:
         candidates += _fault(fault)
@@ -128,35 +149,32 @@ def failed_share(load: LoadResult) -> float:
     return failed / max(1, load.requests + failed)
 
 
-def sum_of_roles(parts: dict[str, Spread]) -> Spread | None:
-    """For each round, the sum of all roles."""
-    rounds = list(zip(*(part.values for part in parts.values()), strict=False))
-    return Spread(values=tuple(map(sum, rounds))) if rounds else None
-
-
 def _load(kind: LoadKind, subjects: Sequence[Subject]) -> Iterator[Figure]:
     # A constant rate is reached or not, so its throughput is no merit.
     if kind != "rate":
         yield Figure(key=f"{kind}.requests_per_s", section=kind, label="requests/s",
                      quantity="rate", more_is_better=True,
                      read=_of_load(kind, lambda load: load.requests_per_s))  # fmt: skip
-    percentiles: dict[str, Callable[[LoadResult], Spread | None]] = {
-        "p50": lambda load: load.p50_s,
-        "p90": lambda load: load.p90_s,
-        "p99": lambda load: load.p99_s,
-        "p99.9": lambda load: load.p999_s,
+    percentiles: dict[str, tuple[Callable[[LoadResult], Spread | None], float]] = {
+        "p50": (lambda load: load.p50_s, 0.1),
+        "p90": (lambda load: load.p90_s, 0.15),
+        # The slowest of a round are few requests.
+        "p99": (lambda load: load.p99_s, 0.3),
+        "p99.9": (lambda load: load.p999_s, 0.5),
     }
-    for label, get in percentiles.items():
+    for label, (get, margin) in percentiles.items():
         yield Figure(key=f"{kind}.{label}", section=kind, label=label, quantity="time",
-                     tolerance=0.05, read=_of_load(kind, get))  # fmt: skip
+                     margin=margin, least=_LEAST_S, read=_of_load(kind, get))  # fmt: skip
     yield Figure(key=f"{kind}.cpu", section=kind, label="CPU/request", quantity="cpu",
                  read=_of_load(kind, lambda load: sum_of_roles(load.cpu_us)))  # fmt: skip
     loads = [one.loads[kind] for one in subjects if kind in one.loads]
     for role in roles([role for load in loads for role in load.cpu_us]):
         yield Figure(key=f"{kind}.cpu.{role}", section=kind, label=f"  {role}", quantity="cpu",
                      role=role, read=_of_load(kind, _cpu_of(role)))  # fmt: skip
+    yield Figure(key=f"{kind}.kernel", section=kind, label="  in the kernel", quantity="cpu",
+                 role="kernel", read=_of_load(kind, lambda load: load.kernel_us))  # fmt: skip
     yield Figure(key=f"{kind}.errors", section=kind, label="failed", quantity="number",
-                 tolerance=0.0, read=_errors(kind))  # fmt: skip
+                 counted=True, read=_errors(kind))  # fmt: skip
 
 
 def _cpu_of(role: str) -> Callable[[LoadResult], Spread | None]:
@@ -172,7 +190,8 @@ def _of_load(kind: LoadKind, get: Callable[[LoadResult], Spread | None]) -> Read
         doubt: Doubt = "limited" if load.limited else ""
         if failed_share(load) >= _MAX_FAILED_SHARE:
             doubt = "errors"
-        return Cell(spread.median, spread.low, spread.high, len(spread.values), doubt)
+        count = len(spread.values)
+        return Cell(spread.median, spread.low, spread.high, count, doubt, spread.values)
 
     return read
 
@@ -180,7 +199,7 @@ def _of_load(kind: LoadKind, get: Callable[[LoadResult], Spread | None]) -> Read
 def _errors(kind: LoadKind) -> ReadCell:
     def read(subject: Subject) -> Cell | None:
         load = subject.loads.get(kind)
-        return _counted(sum(load.errors.values())) if load else None
+        return _exact(sum(load.errors.values())) if load else None
 
     return read
 
@@ -193,13 +212,42 @@ def _held(subjects: Sequence[Subject]) -> Iterator[Figure]:
         yield Figure(key=f"held.fds.{role}", section="held", label=f"  {role}", role=role,
                      quantity="number", read=_fds_of(role))  # fmt: skip
     yield Figure(key="held.memory", section="held", label="memory each", quantity="memory",
-                 tolerance=0.05,
+                 margin=_ONCE,
                  read=lambda one: _sum(one.held.memory if one.held else {}))  # fmt: skip
     for role in roles([role for one in held for role in one.memory]):
         yield Figure(key=f"held.memory.{role}", section="held", label=f"  {role}", role=role,
                      quantity="memory", read=_memory_of(role))  # fmt: skip
     yield Figure(key="held.ports", section="held", label="local ports each", quantity="number",
                  read=_ports)  # fmt: skip
+
+
+def worker_counts(comparison: Comparison) -> tuple[int, ...]:
+    """The numbers of workers that were measured, the one of all other figures included."""
+    counts = {workers for one in comparison.subjects for workers in one.scaling}
+    return tuple(sorted(counts | {comparison.workers})) if counts else ()
+
+
+def throughput_with(subject: Subject, workers: int, comparison: Comparison) -> Cell | None:
+    """Requests a second over keep-alive connections with so many workers."""
+    if workers == comparison.workers:
+        return _of_load("keepalive", lambda load: load.requests_per_s)(subject)
+    found = subject.scaling.get(workers)
+    if found is None or not found.requests_per_s.values:
+        return None
+    spread = found.requests_per_s
+    doubt: Doubt = "limited" if found.limited else ""
+    return Cell(spread.median, spread.low, spread.high, len(spread.values), doubt, spread.values)
+
+
+def _scaling(comparison: Comparison) -> Iterator[Figure]:
+    for workers in worker_counts(comparison):
+        label = f"requests/s, {workers} worker{'s' * (workers > 1)}"
+        yield Figure(key=f"scaling.{workers}", section="scaling", label=label, quantity="rate",
+                     more_is_better=True, read=_with(workers, comparison))  # fmt: skip
+
+
+def _with(workers: int, comparison: Comparison) -> ReadCell:
+    return lambda subject: throughput_with(subject, workers, comparison)
 
 
 def _ports(subject: Subject) -> Cell | None:
@@ -228,15 +276,17 @@ def _jain(subject: Subject) -> Cell | None:
 
 def _fault(kind: FaultKind) -> Iterator[Figure]:
     yield Figure(key=f"{kind}.failed", section=kind, label="requests failed",
-                 quantity="number", tolerance=0.0, read=_failed(kind))  # fmt: skip
+                 quantity="number", counted=True, read=_failed(kind))  # fmt: skip
     yield Figure(key=f"{kind}.capacity", section=kind, label="capacity back",
-                 quantity="time", read=_capacity(kind))  # fmt: skip
+                 quantity="time", margin=_ONCE, least=_LEAST_FAULT_S,
+                 read=_capacity(kind))  # fmt: skip
     yield Figure(key=f"{kind}.worst", section=kind, label="worst latency",
-                 quantity="time", read=_worst(kind))  # fmt: skip
+                 quantity="time", margin=_ONCE, least=_LEAST_FAULT_S,
+                 read=_worst(kind))  # fmt: skip
 
 
 def _failed(kind: FaultKind) -> ReadCell:
-    return lambda one: _counted(one.faults[kind].failed) if kind in one.faults else None
+    return lambda one: _exact(one.faults[kind].failed) if kind in one.faults else None
 
 
 def _capacity(kind: FaultKind) -> ReadCell:
@@ -264,22 +314,43 @@ def _exact(value: float) -> Cell:
     return Cell(value, value, value)
 
 
-def _counted(count: int) -> Cell:
-    """A count of chance events varies from run to run: the range is two standard deviations."""
-    deviation = 2 * sqrt(count)
-    return Cell(count, max(0.0, count - deviation), count + deviation)
+def judge(
+    figure: Figure, one: Cell, other: Cell, noise: Noise | None = None, *, paired: bool = True
+) -> Verdict:
+    """Is `one` better than `other`, worse, or level with it?
 
-
-def alike(figure: Figure, one: Cell, other: Cell) -> bool:
-    """Could another run put the two in another order?
-
-    Yes, if their spreads overlap. A single round has no spread, so its value has to differ by
-    more.
+    `noise` is that of the machine; not `paired`: the two are of different runs.
     """
-    if one.low <= other.high and other.low <= one.high:
-        return True
-    if not (isfinite(one.value) and isfinite(other.value)):
-        return False
-    single = 1 in (one.rounds, other.rounds)
-    tolerance = max(figure.tolerance, SINGLE_ROUND_TOLERANCE if single else 0.0)
-    return abs(one.value - other.value) <= tolerance * max(abs(one.value), abs(other.value))
+    if abs(one.value - other.value) <= figure.least or one.value == other.value:
+        return "level"
+    if figure.counted:
+        # The difference of two counts has the variance of their sum; three deviations.
+        apart = abs(one.value - other.value) > 3 * sqrt(one.value + other.value) + 1
+        interval = Interval(0.0, 0.0) if one.value < other.value else Interval(inf, inf)
+        if not apart:
+            return "level"
+    else:
+        interval = interval_of(one, other, paired=paired)
+    margin = margin_in(figure, noise) if one.values else figure.margin
+    return verdict(interval, more_is_better=figure.more_is_better, margin=margin)
+
+
+def margin_in(figure: Figure, noise: Noise | None) -> float:
+    """What a difference between rounds has to exceed on this machine, as a share."""
+    if noise is None:
+        return figure.margin
+    # What others take makes everybody slower, but costs hardly any CPU time.
+    return max(figure.margin, noise.varies if figure.quantity == "cpu" else noise.share)
+
+
+def interval_of(one: Cell, other: Cell, *, paired: bool = True) -> Interval:
+    """Of the ratio of the two."""
+    if one.values and other.values:
+        return (ratio if paired else independent_ratio)(one.values, other.values)
+    low, high = (cell.value or _NOTHING for cell in (one, other))
+    between = low / high if isfinite(low) or isfinite(high) else 1.0
+    return Interval(between, between)
+
+
+_NOTHING: Final = 1e-9
+"""In place of zero, which has no ratio to anything."""

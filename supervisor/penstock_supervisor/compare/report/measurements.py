@@ -15,6 +15,7 @@ from penstock_supervisor.compare.report.result import (
     HeldResult,
     LoadKind,
     LoadResult,
+    ScalingResult,
     Spread,
     Subject,
 )
@@ -32,6 +33,9 @@ class Round(NamedTuple):
     cpu_s: Mapping[str, float]
     """CPU time by role."""
     rate: float = 0.0
+    kernel_s: float = 0.0
+    """The part of all roles' CPU time that was spent in the kernel."""
+    generator: str = "own"
 
     @property
     def requests_per_s(self) -> float:
@@ -41,8 +45,10 @@ class Round(NamedTuple):
 class Measurements:
     """All measurements of one subject so far."""
 
-    def __init__(self, name: str, scheme: str = "", mode: str = "") -> None:
+    def __init__(self, name: str, scheme: str = "", mode: str = "", setup: str = "") -> None:
+        """`setup`: what a peer was run as, for readers."""
         self.name = name
+        self._setup = setup
         self._scheme = scheme
         self._mode = mode
         self._rounds: dict[LoadKind, list[Round]] = {}
@@ -51,6 +57,10 @@ class Measurements:
         self._notes: dict[str, None] = {}
         self.faults: dict[FaultKind, FaultResult] = {}
         self.held: HeldResult | None = None
+        self._scaling: dict[int, list[Round]] = {}
+
+    def add_scaling_round(self, workers: int, measured: Round) -> None:
+        self._scaling.setdefault(workers, []).append(measured)
 
     def add_round(self, kind: LoadKind, measured: Round) -> None:
         self._rounds.setdefault(kind, []).append(measured)
@@ -79,6 +89,8 @@ class Measurements:
             split_of=self._split_of,
             jain=jain(tuple(self._split.values())),
             faults=dict(self.faults),
+            scaling={n: _scaling(rounds) for n, rounds in sorted(self._scaling.items())},
+            setup=self._setup,
             notes=tuple(self._notes),
         )
 
@@ -108,9 +120,28 @@ def summary(rounds: list[Round]) -> LoadResult:
         worst_s=max(one.worst_s for one in rounds),
         histogram=dict(merged),
         cpu_us=_cpu_per_request(answered),
+        kernel_us=Spread(
+            values=tuple(one.kernel_s / one.requests * 1e6 for one in answered if one.cpu_s)
+        ),
         limited=any(one.limited for one in rounds),
         rate=rounds[-1].rate,
+        generator=rounds[-1].generator,
     )
+
+
+def _scaling(rounds: list[Round]) -> ScalingResult:
+    load = summary(rounds)
+    return ScalingResult(
+        requests_per_s=load.requests_per_s,
+        cpu_us=sum_of_roles(load.cpu_us) or Spread(values=()),
+        limited=load.limited,
+    )
+
+
+def sum_of_roles(parts: Mapping[str, Spread]) -> Spread | None:
+    """For each round, the sum of all roles."""
+    rounds = list(zip(*(part.values for part in parts.values()), strict=False))
+    return Spread(values=tuple(map(sum, rounds))) if rounds else None
 
 
 def _cpu_per_request(rounds: list[Round]) -> dict[str, Spread]:

@@ -14,8 +14,10 @@ from pydantic import Field
 
 from penstock_proxy.config import FrozenModel
 
-FORMAT: Final = 1
-LOADS: Final = ("keepalive", "connect", "rate")
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
+"""Formats that are still read. 1 has no noise, no kernel time and no peers."""
+LOADS: Final[tuple["LoadKind", ...]] = ("keepalive", "connect", "rate")
 FAULTS: Final = ("kill", "roll", "block")
 
 LoadKind = Literal["keepalive", "connect", "rate"]
@@ -56,10 +58,14 @@ class LoadResult(FrozenModel):
     """Latencies of all rounds, by bucket of `compare.report.histogram`."""
     cpu_us: dict[str, Spread]
     """CPU time a request, by role."""
+    kernel_us: Spread = Spread(values=())
+    """The part of it that was spent in the kernel, of all roles together."""
     limited: bool
     """The load generator was the limit, not the subject."""
     rate: float = 0.0
     """Requests asked for in a second, of a constant-rate load."""
+    generator: str = "own"
+    """What made the load: own, or wrk."""
 
 
 class HeldResult(FrozenModel):
@@ -86,15 +92,24 @@ class FaultResult(FrozenModel):
     worst_s: float
 
 
+class ScalingResult(FrozenModel):
+    """A load on the same subject with another number of workers."""
+
+    requests_per_s: Spread
+    cpu_us: Spread
+    """Of all roles."""
+    limited: bool
+
+
 class Subject(FrozenModel):
     """One column of the table: a scheme, or an address that somebody else serves."""
 
     name: str
-    """"ports/http", "handoff", or the address."""
+    """"ports/http", "handoff", "nginx+uvicorn", or the address."""
     scheme: str
-    """ports, handoff, shared, reuseport, or "" for an address."""
+    """ports, handoff, shared, reuseport, or "" for a peer and an address."""
     mode: str
-    """http, tcp, or "" for an address."""
+    """http, tcp, or "" for a peer and an address."""
     loads: dict[LoadKind, LoadResult] = Field(default_factory=dict)
     held: HeldResult | None = None
     split: dict[str, int] = Field(default_factory=dict)
@@ -104,8 +119,39 @@ class Subject(FrozenModel):
     jain: float | None = None
     """Jain's fairness index of `split`: 1 is even, 1/n is all to one."""
     faults: dict[FaultKind, FaultResult] = Field(default_factory=dict)
+    scaling: dict[int, ScalingResult] = Field(default_factory=dict)
+    """Of the keep-alive load, by number of workers."""
+    setup: str = ""
+    """The configuration and the commands of a peer."""
     notes: tuple[str, ...] = ()
     """What could not be measured, and why."""
+
+
+class Noise(FrozenModel):
+    """What the machine did before the comparison, with nothing of ours running."""
+
+    stolen: float
+    """Share of a core that a process which only computes did not get, on average over cores."""
+    varies: float
+    """By how much the CPU time of equal pieces of work differs: half of the range of the middle
+    80 %, as a share of their median."""
+    late_s: float
+    """How late a sleeping process was woken: 99 % of the time no later than that."""
+
+    @property
+    def share(self) -> float:
+        """What a difference has to exceed."""
+        return max(self.stolen, self.varies)
+
+
+class Verification(FrozenModel):
+    """The same load on the same subject from our own generator and from wrk, in turns."""
+
+    subject: str
+    kind: LoadKind
+    own: Spread
+    """Requests a second, a value for each turn."""
+    wrk: Spread
 
 
 class Comparison(FrozenModel):
@@ -123,11 +169,16 @@ class Comparison(FrozenModel):
     """TOML: exactly what was run, except for the scheme."""
     workers: int
     rounds: int
+    """That were measured."""
     seconds: float
     """Of one load in one round."""
     quick: bool
     interrupted: bool
     """Ended by Ctrl-C: what is missing was not measured."""
+    access_log: bool = False
+    """Did all subjects write one?"""
+    noise: Noise | None = None
+    verification: tuple[Verification, ...] = ()
     notes: tuple[str, ...] = ()
     """Schemes that were not compared, and measurements that there was no time for."""
     subjects: tuple[Subject, ...]

@@ -1,4 +1,4 @@
-"""A comparison in the terminal: a table, and a paragraph for each subject.
+"""A comparison in the terminal: all figures in a table, and what has to be known of them.
 
 The best of a row, and all that are alike, have an asterisk as well as a colour, because output
 also goes into files and mails. Columns that do not fit beside each other become a second table
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock_supervisor.compare.report import baseline as baselines
-from penstock_supervisor.compare.report import evaluation
+from penstock_supervisor.compare.report import evaluation, sentences
 from penstock_supervisor.compare.report.figures import Cell, sections
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.report.units import Scale, scale
@@ -47,15 +47,14 @@ def render(comparison: Comparison, baseline: Comparison | None, width: int) -> R
     lines = list(_lines(rows))
     parts += _tables(sections(comparison), names, lines, width)
     parts += [Text(note, "dim") for note in _legend(comparison, rows)]
-    parts += list(_paragraphs(comparison))
+    parts += list(_doubts(comparison))
     if baseline is not None:
         parts += list(_baseline(comparison, baseline, names, width))
     return Group(*parts)
 
 
 def _headline(comparison: Comparison) -> Iterator[RenderableType]:
-    rounds = f"{comparison.rounds} round{'' if comparison.rounds == 1 else 's'}"
-    text = f"{comparison.workers} workers, {rounds} of {comparison.seconds:g} s each"
+    text = sentences.circumstances(comparison)
     machine = ", ".join(
         comparison.machine[key] for key in ("cpu", "kernel") if comparison.machine.get(key)
     )
@@ -63,7 +62,9 @@ def _headline(comparison: Comparison) -> Iterator[RenderableType]:
     if comparison.interrupted:
         yield Text("Interrupted: what is missing was not measured.", "bold yellow")
     if comparison.quick:
-        yield Text("Quick: one short round, so only large differences mean anything.", "yellow")
+        yield Text(f"{sentences.QUICK}.", "yellow")
+    if noise := sentences.noise(comparison):
+        yield Text(noise, "yellow" if sentences.is_noisy(comparison) else "dim")
     for note in comparison.notes:
         yield Text(note, "yellow")
     yield Text("")
@@ -176,9 +177,9 @@ def _grid(label_width: int, widths: Sequence[int]) -> Table:
 def _legend(comparison: Comparison, rows: Sequence[evaluation.FigureRow]) -> Iterator[str]:
     cells = [cell for row in rows for cell in row.cells if cell]
     if any(row.best for row in rows):
-        yield "* best, or not to be told from the best; no mark: all are alike"
+        yield "* best, or not to be told from the best; no mark: no clear difference"
     if any(cell.rounds > 1 for cell in cells):
-        yield f"± half of the spread over {comparison.rounds} rounds; the figure is their median"
+        yield f"± half of the range of {comparison.rounds} rounds; the figure is their median"
     if any(cell.doubt == "limited" for cell in cells):
         yield "≥ the load generator was the limit: it may be more"
     if any(cell.doubt == "errors" for cell in cells):
@@ -187,10 +188,12 @@ def _legend(comparison: Comparison, rows: Sequence[evaluation.FigureRow]) -> Ite
         yield "- not measured"
 
 
-def _paragraphs(comparison: Comparison) -> Iterator[RenderableType]:
-    for name, text in evaluation.paragraphs(comparison).items():
-        yield Text("")
-        yield Text.assemble((name, "bold"), "  ", text)
+def _doubts(comparison: Comparison) -> Iterator[RenderableType]:
+    for subject in comparison.subjects:
+        for text in sentences.doubts(comparison, subject):
+            yield Text.assemble((subject.name, "bold"), "  ", text)
+    for one in comparison.verification:
+        yield Text.assemble((one.subject, "bold"), "  ", sentences.verification(one))
 
 
 def _baseline(

@@ -2,6 +2,7 @@
 
 Covers `compare/charts/bars` and `compare/charts/charts`.
 Covers `compare/charts/curves` and `compare/charts/theme`.
+Covers `compare/charts/summary` and `compare/charts/tables`.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import aiohttp
 import pytest
 
 from penstock_supervisor.compare.charts import charts, page, theme
-from penstock_supervisor.compare.report.result import Comparison, Subject
+from penstock_supervisor.compare.report.result import Comparison, ScalingResult, Spread, Subject
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("plotly", reason="needs the extra report")
@@ -168,7 +169,9 @@ async def test_names_and_notes_of_a_result_are_escaped(sample: Comparison, tmp_p
         await tab.open(written)
         title = await tab.value("document.title")
         images = await tab.value("document.querySelectorAll('img').length")
-        heading = await tab.value("document.querySelector('.scheme h3').textContent")
+        heading = await tab.value(
+            "[...document.querySelectorAll('.subject h3')].map(one => one.textContent).join()"
+        )
         labels = await tab.value(
             "[...document.querySelectorAll('#bar-keepalive-requests_per_s .ytick')]"
             ".map(tick => tick.textContent.trim())"
@@ -178,8 +181,36 @@ async def test_names_and_notes_of_a_result_are_escaped(sample: Comparison, tmp_p
 
     assert title.startswith("penstock compare: ")
     assert images == 0
-    assert heading == HOSTILE
+    assert HOSTILE in heading
     assert theme.shortened(HOSTILE) in labels
+
+
+def test_scaling_over_workers_has_a_line_for_each_subject(
+    sample: Comparison, tmp_path: Path
+) -> None:
+    point = ScalingResult(
+        requests_per_s=Spread(values=(9000.0, 9100.0, 9050.0)),
+        cpu_us=Spread(values=(50.0,)),
+        limited=False,
+    )
+    scaled = sample.model_copy(
+        update={
+            "subjects": tuple(
+                one.model_copy(update={"scaling": {1: point, 2: point}}) for one in sample.subjects
+            )
+        }
+    )
+    (panel,) = (one for one in charts.panels(scaled) if one.name == "scaling")
+    assert [line["x"] for line in panel.plot["data"]] == [[1, 2, 4]] * len(sample.subjects)
+    page.write(scaled, None, tmp_path / "page.html")
+    assert "requests/s, 2 workers" in (tmp_path / "page.html").read_text("utf-8")
+    assert not any(one.name == "scaling" for one in charts.panels(sample))
+
+
+def test_the_setup_of_a_peer_is_on_the_page(sample: Comparison, tmp_path: Path) -> None:
+    peer = sample.subjects[0].model_copy(update={"name": "nginx+uvicorn", "setup": "$ nginx -c x"})
+    page.write(sample.model_copy(update={"subjects": (peer,)}), None, tmp_path / "page.html")
+    assert "<pre>$ nginx -c x</pre>" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_plotly_accepts_every_panel(compared: Callable[..., Comparison]) -> None:

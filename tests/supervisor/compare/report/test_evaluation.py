@@ -1,33 +1,34 @@
-"""The evaluation of the schemes follows from the figures, and names what is missing or doubtful.
+"""Who is better than whom follows from the figures, whatever the subjects are called.
 
 Covers `compare/report/figures`.
 """
 
-import re
 from collections.abc import Callable
 
 import pytest
 
 from penstock_supervisor.compare.report import evaluation
-from penstock_supervisor.compare.report.figures import Cell, Figure, figures
-from penstock_supervisor.compare.report.result import (
-    Comparison,
-    HeldResult,
-    LoadKind,
-    LoadResult,
-    Spread,
-    Subject,
-)
+from penstock_supervisor.compare.report.figures import Cell, Figure, figures, judge
+from penstock_supervisor.compare.report.result import Comparison, LoadKind, Noise, Subject
 
 
-def cell(value: float, spread: float = 0.0, rounds: int = 3, doubt: str = "") -> Cell:
-    return Cell(value, value - spread, value + spread, rounds, doubt)  # type: ignore[arg-type]
+def cell(value: float, spread: float = 0.0, doubt: str = "") -> Cell:
+    values = (value - spread, value, value + spread)
+    return Cell(value, value - spread, value + spread, 3, doubt, values)  # type: ignore[arg-type]
+
+
+def once(value: float) -> Cell:
+    return Cell(value, value, value)
 
 
 MORE = Figure(
     key="more", section="x", label="x", quantity="rate", more_is_better=True, read=lambda _: None
 )
 LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _: None)
+COUNT = Figure(
+    key="count", section="x", label="x", quantity="number", counted=True, read=lambda _: None
+)
+CPU = Figure(key="cpu", section="x", label="x", quantity="cpu", read=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,14 @@ LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _
     [
         (MORE, [cell(10), cell(20), cell(15)], {1}),
         (LESS, [cell(10), cell(20), cell(15)], {0}),
-        (LESS, [cell(10, 3), cell(12, 1), cell(15)], {0, 1}),
-        # Narrow spreads, but two per cent are no reason to choose.
-        (LESS, [cell(100), cell(102), cell(150)], {0, 1}),
-        # With one round each, the spread is unknown.
-        (LESS, [cell(100, rounds=1), cell(108, rounds=1), cell(150, rounds=1)], {0, 1}),
-        # If all are alike, none is the best; the same if only one was measured.
-        (LESS, [cell(10, 3), cell(12, 3)], set()),
+        # The values of one round were measured in the same minute: the ratios count.
+        (LESS, [cell(10, 3), cell(12, -3), cell(30, 3)], {0, 1}),
+        # Well measured, but four per cent are no reason to choose.
+        (LESS, [cell(100), cell(104), cell(150)], {0, 1}),
+        # It varied too much to be beaten, and is behind one that is.
+        (LESS, [cell(10), cell(20), cell(30, 25)], {0}),
+        # If all are level, none is the best; the same if only one was measured.
+        (LESS, [cell(10, 3), cell(12, -3)], set()),
         (LESS, [cell(10), None, None], set()),
         (LESS, [None, None], set()),
         # A subject that the load generator limited may be as good as the best.
@@ -50,14 +52,26 @@ LESS = Figure(key="less", section="x", label="x", quantity="time", read=lambda _
         # Errors are quick, so a subject with errors is not the best.
         (LESS, [cell(1, doubt="errors"), cell(20), cell(40)], {1}),
         # An infinite value is worse than any other.
-        (LESS, [cell(float("inf"), rounds=1), cell(20, rounds=1)], {1}),
-        (LESS, [cell(0, rounds=0), cell(0, rounds=0), cell(1, rounds=0)], {0, 1}),
+        (LESS, [once(float("inf")), once(20)], {1}),
+        (LESS, [once(0), once(0), once(1)], {0, 1}),
+        # Seven lost requests may be chance, twenty are not.
+        (COUNT, [once(0), once(7)], set()),
+        (COUNT, [once(0), once(20)], {0}),
+        (COUNT, [once(20), once(30)], set()),
     ],
 )
-def test_results_within_the_spread_of_the_best_count_as_best(
+def test_the_best_are_those_than_which_none_is_better(
     figure: Figure, cells: list[Cell | None], best: set[int]
 ) -> None:
-    assert evaluation.best(figure, cells) == best
+    assert evaluation.row(figure, tuple(cells)).best == best
+
+
+def test_a_noisy_machine_needs_larger_differences_and_cpu_time_only_if_work_varies() -> None:
+    taken = Noise(stolen=0.5, varies=0.02, late_s=0.001)
+    assert judge(LESS, cell(10), cell(12)) == "better"
+    assert judge(LESS, cell(10), cell(12), taken) == "level"
+    assert judge(CPU, cell(10), cell(12), taken) == "better"
+    assert judge(CPU, cell(10), cell(12), Noise(stolen=0.0, varies=0.3, late_s=0.0)) == "level"
 
 
 def test_zero_and_infinite_values_have_no_spread() -> None:
@@ -93,105 +107,21 @@ def test_errors_have_a_row_only_if_a_subject_had_some(sample: Comparison) -> Non
     assert "keepalive.errors" in {figure.key for figure in figures(some)}
 
 
-def test_each_subject_gets_a_paragraph_with_its_costs_and_when_to_choose_it(
-    sample: Comparison,
+@pytest.mark.parametrize("seed", range(5))
+def test_subjects_are_in_the_order_of_their_costs(
+    compared: Callable[..., Comparison], seed: int
 ) -> None:
-    paragraphs = evaluation.paragraphs(sample)
+    found = compared(seed=seed, rounds=8)
+    names = [found.subjects[n].name for n in evaluation.order(found, evaluation.rows(found))]
 
-    assert list(paragraphs) == ["ports/http", "ports/tcp", "handoff", "shared", "reuseport"]
-    assert (
-        "3 descriptors (3 times handoff), 2 in the proxy and 1 in the workers"
-        in paragraphs["ports/http"]
-    )
-    assert "rather not when descriptors run out first" in paragraphs["ports/http"]
-    assert "1 local port" in paragraphs["ports/tcp"]
-    assert "1 descriptor (level with the best), no local port" in paragraphs["handoff"]
-    assert "The busiest of 4 workers had 36 %" in paragraphs["shared"]
-    assert "full capacity never back" in paragraphs["reuseport"]
-    for text in paragraphs.values():
-        assert text.startswith(evaluation.ADVICE)
-        assert "It costs CPU: " in text
+    assert names == ["shared", "reuseport", "handoff", "ports/tcp", "ports/http"]
 
 
-def test_an_external_address_is_described_and_not_recommended(
+def test_rounds_go_on_until_the_subjects_are_told_apart(
     compared: Callable[..., Comparison],
 ) -> None:
-    text = evaluation.paragraphs(compared(others=1))["127.0.0.1:8080"]
-
-    assert "Choose" not in text
-    assert "requests/s over keep-alive connections" in text
-    assert "Not measured" not in text
-
-
-def test_figures_that_were_not_measured_are_listed_and_not_shown_as_zero(
-    sample: Comparison,
-) -> None:
-    bare = sample.subjects[2].model_copy(
-        update={"held": None, "faults": {}, "notes": ("held connections: too few descriptors",)}
-    )
-    others = (*sample.subjects[:2], *sample.subjects[3:])
-    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (bare, *others)}))["handoff"]
-
-    assert "Not measured: descriptors per connection, memory per connection" in text
-    assert "Held connections: too few descriptors." in text
-    assert "An open connection takes" not in text
-    assert "Failed requests" not in text
-
-
-def test_a_subject_without_figures_is_reported_as_not_measured(sample: Comparison) -> None:
-    nothing = Subject(name="handoff", scheme="handoff", mode="", notes=("it did not start",))
-    paragraphs = evaluation.paragraphs(sample.model_copy(update={"subjects": (nothing,)}))
-
-    assert paragraphs == {"handoff": "Nothing was measured. It did not start."}
-
-
-def test_a_limit_of_the_load_generator_is_reported_in_the_paragraph(sample: Comparison) -> None:
-    first, *others = sample.subjects
-    load = first.loads["keepalive"].model_copy(update={"limited": True})
-    limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
-    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (limited, *others)}))[
-        first.name
-    ]
-
-    assert re.search(r"[Aa]t least \S+ requests/s over keep-alive connections", text)
-    assert "Under keep-alive load the load generator was the limit" in text
-
-
-def test_failed_requests_and_a_rate_that_was_not_reached_are_reported(
-    sample: Comparison,
-) -> None:
-    first, *others = sample.subjects
-    failing = failed(first, "connect", 5000)
-    slow = first.loads["rate"].model_copy(update={"requests_per_s": Spread(values=(4000.0,))})
-    broken = failing.model_copy(update={"loads": {**failing.loads, "rate": slow}})
-    text = evaluation.paragraphs(sample.model_copy(update={"subjects": (broken, *others)}))[
-        first.name
-    ]
-
-    assert "of the requests failed (reset 5,000)" in text
-    assert "It reached only 50 % of the constant rate" in text
-
-
-def test_a_single_subject_is_described_and_not_compared(sample: Comparison) -> None:
-    text = evaluation.paragraphs(sample.model_copy(update={"subjects": sample.subjects[:1]}))
-
-    assert "the best" not in text["ports/http"]
-    assert "Choose" not in text["ports/http"]
-    assert "An open connection takes 3 descriptors" in text["ports/http"]
-
-
-def test_a_result_with_only_zeros_can_be_evaluated(sample: Comparison) -> None:
-    once = Spread(values=(1.0,))
-    load = LoadResult(
-        requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,
-        p99_s=once, p999_s=once, worst_s=1.0, histogram={}, cpu_us={}, limited=False,
-    )  # fmt: skip
-    held = HeldResult(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
-    least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
-    most = sample.subjects[0]
-    paragraphs = evaluation.paragraphs(sample.model_copy(update={"subjects": (least, most)}))
-
-    assert paragraphs["a"].startswith("0 requests/s over keep-alive connections")
+    assert evaluation.is_settled_by(compared(rounds=12, noise=0.1))
+    assert not evaluation.is_settled_by(compared(rounds=3, noise=4.0))
 
 
 def failed(subject: Subject, kind: LoadKind, many: int) -> Subject:

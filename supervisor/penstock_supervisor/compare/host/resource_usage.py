@@ -32,14 +32,30 @@ class TcpSocket(NamedTuple):
     inode: int
 
 
-def cpu_s(pids: Iterable[int]) -> float:
-    """Seconds of processor time, with those of the children that were waited for."""
-    return sum(ticks for pid in pids for ticks in _ticks(pid)) * _TICK_S
+class CpuTime(NamedTuple):
+    """Seconds of processor time."""
+
+    user: float
+    kernel: float
+
+    @property
+    def total(self) -> float:
+        return self.user + self.kernel
 
 
-def own_cpu_s(pids: Iterable[int]) -> float:
+def cpu_time(pids: Iterable[int]) -> CpuTime:
+    """With that of the children that were waited for."""
+    ticks = [_ticks(pid) for pid in pids]
+    return CpuTime(
+        sum(one[0] + one[2] for one in ticks) * _TICK_S,
+        sum(one[1] + one[3] for one in ticks) * _TICK_S,
+    )
+
+
+def own_cpu_time(pids: Iterable[int]) -> CpuTime:
     """The same without children, which have a role of their own."""
-    return sum(sum(_ticks(pid)[:2]) for pid in pids) * _TICK_S
+    ticks = [_ticks(pid) for pid in pids]
+    return CpuTime(sum(one[0] for one in ticks) * _TICK_S, sum(one[1] for one in ticks) * _TICK_S)
 
 
 def rss(pids: Iterable[int]) -> int:

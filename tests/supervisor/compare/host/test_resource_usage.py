@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from penstock_supervisor.compare import resource_usage
+from penstock_supervisor.compare.host import resource_usage
 
 _GROWS = """
 import os, sys
@@ -44,12 +44,12 @@ def test_cpu_time_memory_and_descriptors_of_a_process_are_read(
     grow(child)
     pids = (child.pid,)
     cpu, memory, fds = (
-        resource_usage.cpu_s(pids),
+        resource_usage.cpu_time(pids).total,
         resource_usage.rss(pids),
         resource_usage.fds(pids),
     )
     assert cpu > 0
-    assert resource_usage.own_cpu_s(pids) == pytest.approx(cpu)
+    assert resource_usage.own_cpu_time(pids).total == pytest.approx(cpu)
     assert memory > 32 << 20
     # 0, 1, 2 and the ten, at least.
     assert 13 <= fds <= 40
@@ -58,7 +58,7 @@ def test_cpu_time_memory_and_descriptors_of_a_process_are_read(
 def test_a_process_that_has_ended_counts_as_zero(child: subprocess.Popen[str]) -> None:
     child.kill()
     child.wait()
-    assert resource_usage.cpu_s((child.pid,)) == 0
+    assert resource_usage.cpu_time((child.pid,)) == (0, 0)
     assert resource_usage.rss((child.pid,)) == 0
     assert resource_usage.fds((child.pid,)) == 0
     assert resource_usage.tree(child.pid) == ()
@@ -72,9 +72,13 @@ def test_a_process_tree_has_the_process_and_all_its_descendants(
 
 
 def test_cpu_time_includes_ended_children_and_own_cpu_time_does_not() -> None:
-    before = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
+    def times() -> tuple[float, float]:
+        pids = (os.getpid(),)
+        return resource_usage.cpu_time(pids).total, resource_usage.own_cpu_time(pids).total
+
+    before = times()
     subprocess.run([sys.executable, "-c", "sum(range(9_000_000))"], check=True, timeout=60)
-    after = resource_usage.cpu_s((os.getpid(),)), resource_usage.own_cpu_s((os.getpid(),))
+    after = times()
     assert after[0] - before[0] > after[1] - before[1]
 
 

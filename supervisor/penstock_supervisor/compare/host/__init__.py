@@ -1,0 +1,1 @@
+"""What the kernel says: of the machine, of its noise, and of processes."""

@@ -1,0 +1,1 @@
+"""Known stacks, such as nginx before uvicorn, run beside ours with the same program."""

@@ -1,0 +1,172 @@
+"""Sentences follow from verdicts: the same machine says the same, and doubts are named."""
+
+from collections.abc import Callable
+
+import pytest
+
+from penstock_supervisor.compare.report import evaluation, sentences
+from penstock_supervisor.compare.report.result import (
+    Comparison,
+    HeldResult,
+    LoadKind,
+    LoadResult,
+    Noise,
+    Spread,
+    Subject,
+    Verification,
+)
+
+
+def said(comparison: Comparison) -> dict[str, str]:
+    return sentences.sentences(comparison, evaluation.rows(comparison))
+
+
+def doubts(comparison: Comparison, name: str) -> str:
+    (subject,) = (one for one in comparison.subjects if one.name == name)
+    return " ".join(sentences.doubts(comparison, subject))
+
+
+def test_each_subject_gets_one_sentence_of_what_it_costs_and_when_it_wins(
+    compared: Callable[..., Comparison],
+) -> None:
+    assert said(compared(rounds=8)) == {
+        "ports/http": "Most CPU, and three descriptors a connection; wins when workers may die"
+        " or workers have to share evenly (with ports/tcp and handoff).",
+        "ports/tcp": "More CPU than handoff, shared and reuseport, and three descriptors a"
+        " connection; wins when workers have to share evenly (with ports/http and handoff).",
+        "handoff": "Least CPU on kept connections, more CPU than shared and reuseport on new"
+        " ones; wins when connections are kept (with shared and reuseport) or workers have to"
+        " share evenly (with ports/http and ports/tcp).",
+        "shared": "Least CPU; wins when connections are kept (with handoff and reuseport) or"
+        " connections are short (with reuseport).",
+        "reuseport": "Least CPU; wins when connections are kept (with handoff and shared) or"
+        " connections are short (with shared).",
+    }
+
+
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_another_run_on_the_same_machine_says_the_same(
+    compared: Callable[..., Comparison], seed: int
+) -> None:
+    assert said(compared(rounds=8, seed=seed)) == said(compared(rounds=8))
+
+
+def test_much_noise_makes_the_subjects_level(compared: Callable[..., Comparison]) -> None:
+    noise = Noise(stolen=0.9, varies=2.0, late_s=0.004)
+    noisy = compared(rounds=8).model_copy(update={"noise": noise})
+
+    texts = said(noisy)
+    assert texts["handoff"].startswith("No clear difference in CPU")
+    assert "beyond 200 % are said" in sentences.noise(noisy)
+    assert sentences.is_noisy(noisy)
+
+
+def test_a_quiet_machine_is_said_without_a_warning(sample: Comparison) -> None:
+    quiet = sample.model_copy(update={"noise": Noise(stolen=0.01, varies=0.02, late_s=6e-5)})
+
+    assert sentences.noise(quiet) == (
+        "Noise before the start: 1 % of each core was taken by others, equal work varied by 2 %, "
+        "a sleeper woke up to 60.0 µs late."
+    )
+    assert not sentences.is_noisy(quiet)
+    assert sentences.noise(sample) == ""
+
+
+def test_the_headline_names_the_cheapest_and_says_if_there_is_none(
+    compared: Callable[..., Comparison],
+) -> None:
+    found = compared(rounds=8)
+    assert sentences.headline(found, evaluation.rows(found)) == (
+        "Least CPU a request, with no clear difference: handoff, shared and reuseport."
+    )
+    level = found.model_copy(update={"noise": Noise(stolen=0.0, varies=0.9, late_s=0.0)})
+    assert "no difference is clear" in sentences.headline(level, evaluation.rows(level))
+    alone = found.model_copy(update={"subjects": found.subjects[:1]})
+    assert sentences.headline(alone, evaluation.rows(alone)) == ""
+
+
+def test_a_peer_is_described_like_any_other(compared: Callable[..., Comparison]) -> None:
+    text = said(compared(others=1, rounds=8))["127.0.0.1:8080"]
+
+    assert text.startswith("More CPU than handoff, shared and reuseport")
+
+
+def test_a_subject_without_figures_is_reported_as_not_measured(sample: Comparison) -> None:
+    nothing = Subject(name="x", scheme="handoff", mode="", notes=("it did not start",))
+    found = sample.model_copy(update={"subjects": (*sample.subjects, nothing)})
+
+    assert said(found)["x"] == "Nothing was measured."
+    assert doubts(found, "x") == "It did not start."
+
+
+def test_a_single_subject_is_not_compared(sample: Comparison) -> None:
+    alone = sample.model_copy(update={"subjects": sample.subjects[:1]})
+
+    assert said(alone) == {"ports/http": "Nothing to compare it with."}
+
+
+def test_a_subject_whose_processes_are_not_seen_has_no_cost(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    loads = {
+        kind: load.model_copy(update={"cpu_us": {}, "kernel_us": Spread(values=())})
+        for kind, load in first.loads.items()
+    }
+    unseen = first.model_copy(update={"loads": loads})
+
+    assert said(sample.model_copy(update={"subjects": (unseen, *others)}))[first.name].startswith(
+        "What it costs is not known"
+    )
+
+
+def test_a_result_with_only_zeros_can_be_evaluated(sample: Comparison) -> None:
+    once = Spread(values=(1.0,))
+    load = LoadResult(
+        requests=0, errors={}, requests_per_s=Spread(values=(0.0,)), p50_s=once, p90_s=once,
+        p99_s=once, p999_s=once, worst_s=1.0, histogram={}, cpu_us={}, limited=False,
+    )  # fmt: skip
+    held = HeldResult(connections=1, fds={}, memory={}, ephemeral_ports=0.0, curve=())
+    least = Subject(name="a", scheme="", mode="", loads={"keepalive": load}, held=held)
+
+    assert said(sample.model_copy(update={"subjects": (least, sample.subjects[0])}))["a"]
+
+
+def test_a_limit_of_the_load_generator_is_a_doubt(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    load = first.loads["keepalive"].model_copy(update={"limited": True})
+    limited = first.model_copy(update={"loads": {**first.loads, "keepalive": load}})
+
+    assert "Under keep-alive load the load generator was the limit" in doubts(
+        sample.model_copy(update={"subjects": (limited, *others)}), first.name
+    )
+
+
+def test_failed_requests_and_a_rate_that_was_not_reached_are_doubts(sample: Comparison) -> None:
+    first, *others = sample.subjects
+    kind: LoadKind = "connect"
+    failing = first.loads[kind].model_copy(update={"errors": {"reset": 5000}})
+    slow = first.loads["rate"].model_copy(update={"requests_per_s": Spread(values=(4000.0,))})
+    broken = first.model_copy(update={"loads": {**first.loads, kind: failing, "rate": slow}})
+    text = doubts(sample.model_copy(update={"subjects": (broken, *others)}), first.name)
+
+    assert "of the requests failed (reset 5,000)" in text
+    assert "It reached only 50 % of the constant rate" in text
+
+
+def test_how_it_was_measured_is_one_line(sample: Comparison) -> None:
+    logged = sample.model_copy(update={"access_log": True})
+
+    assert sentences.circumstances(sample) == (
+        "4 workers, 3 rounds of 3 s for each load, load by our generator, access log off"
+    )
+    assert sentences.circumstances(logged).endswith("access log on")
+
+
+def test_both_load_generators_are_printed() -> None:
+    found = Verification(
+        subject="shared", kind="keepalive",
+        own=Spread(values=(9_900.0,)), wrk=Spread(values=(10_000.0,)),
+    )  # fmt: skip
+
+    assert sentences.verification(found) == (
+        "Requests/s of the keep-alive load: ours 9,900, wrk 10.0k, 1 % apart."
+    )
