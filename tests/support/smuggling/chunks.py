@@ -39,6 +39,7 @@ _EXTENSIONS: Final = {
     "extension without a name": (b"5;=b", "RFC 9112 7.1.1"),
     "extension of other bytes": (b"5;a[b", "Http11Probe SMUG-CHUNK-EXT-INVALID-TOKEN"),
     "extension with NUL": (b"5;a\x00b", "Http11Probe SMUG-CHUNK-EXT-CTRL"),
+    "extension behind a vertical tab": (b"5\x0b;a", "what a language strips, HTTP does not"),
     "extension behind CR": (b"5\r;a", "Garden T3 (ATS), S36: whitespace before the semicolon"),
     "extension behind CR CR": (b"5\r\r;ABCD", "Garden S31: CR and any byte"),
     "extension with CR": (b"5;a\rb", "funky chunks; Garden S36 (H2O)"),
