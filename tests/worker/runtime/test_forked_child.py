@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -81,7 +82,11 @@ def test_terminate_right_after_the_start_always_ends_the_child_and_never_the_wor
     assert get(port) == served.process.pid
 
 
-@pytest.mark.parametrize(("way", "status"), [("exit", 9), ("return", 1)])
+# Since Python 3.14 the loop runs no more in a forked child, and carries no status out of it.
+EXIT = 9 if sys.version_info < (3, 14) else 1
+
+
+@pytest.mark.parametrize(("way", "status"), [("exit", EXIT), ("return", 1)])
 def test_a_child_that_comes_back_to_the_workers_loop_ends_and_serves_nobody(
     serve: "Serve", way: str, status: int
 ) -> None:
@@ -89,7 +94,7 @@ def test_a_child_that_comes_back_to_the_workers_loop_ends_and_serves_nobody(
     port = served.port()
     assert get(port, f"/raw?way={way}") == status
     assert get(port) == served.process.pid
-    assert ("has to end by os._exit" in served.stderr()) == (way == "return")
+    assert ("has to end by os._exit" in served.stderr()) == (status == 1)
     served.signal(signal.SIGTERM)
     assert served.exit_status() == 0
 

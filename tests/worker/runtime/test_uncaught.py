@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from penstock_worker.runtime.uncaught import (
     UncaughtExceptions,
     is_peer_gone,
     is_reason_to_retire,
+    place_of,
 )
 from penstock_worker.telemetry.counters import RequestCounters
 
@@ -349,3 +351,19 @@ def test_reports_after_the_loop_has_closed_are_still_logged(
         threading.ExceptHookArgs((ValueError, ValueError("late"), None, None))
     )
     assert "late" in (caplog.records[0].exc_text or "")
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "place"),
+    [
+        (until, None, "until"),
+        (object(), None, "object"),
+        (None, "Exception ignored while calling deallocator <function A.f at 0x7f>", "A.f"),
+        (None, None, "the interpreter"),
+    ],
+)  # fmt: skip
+def test_what_python_ignores_is_named_by_an_object_or_as_since_3_14_in_a_message(
+    found: object, message: str | None, place: str
+) -> None:
+    ignored: Any = SimpleNamespace(object=found, err_msg=message)
+    assert place_of(ignored) == place

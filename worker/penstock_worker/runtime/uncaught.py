@@ -14,6 +14,7 @@ What a *transport* reports, and a peer that is gone, is logged as well but no re
 """
 
 import logging
+import re
 import sys
 import threading
 from asyncio import AbstractEventLoop, Task
@@ -137,9 +138,7 @@ class UncaughtExceptions:
     def _from_interpreter(self, ignored: "sys.UnraisableHookArgs") -> None:
         # Not the object itself: nothing may keep it, as it is being destroyed.
         if ignored.exc_value is not None:
-            found = ignored.object
-            what = found.__qualname__ if isroutine(found) else type(found).__qualname__
-            where = f"{what}, where Python ignores it"
+            where = f"{place_of(ignored)}, where Python ignores it"
             self._report(ignored.exc_value, where[:_MAX_WHERE], "", retires=False)
 
     def _from_main(
@@ -251,3 +250,13 @@ def _where(context: dict[str, Any]) -> tuple[str, str]:
 def _described(key: Any) -> str:
     place, code = key
     return exception_text.described(place) + (f" in {code}" if code else "")
+
+
+def place_of(ignored: "sys.UnraisableHookArgs") -> str:
+    """The name of the function, or else the type, that has raised what Python ignores."""
+    found = ignored.object
+    if found is None:
+        # Since Python 3.14 a finalizer is named in the message alone.
+        match = re.search(r"<function (\S+)", ignored.err_msg or "")
+        return match[1] if match else "the interpreter"
+    return str(found.__qualname__ if isroutine(found) else type(found).__qualname__)
