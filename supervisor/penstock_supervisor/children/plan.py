@@ -65,7 +65,7 @@ class ChildPlan:
     address: Address | None = None
     """Where it has to listen; None: it does not open a port."""
     socket: Address | None = None
-    """The unix socket where proxies connect to it; None: they use its port."""
+    """Where proxies connect to it, if not to its port."""
     inherits_listener: bool = False
     """It inherits a listening socket, or a bound one for datagrams."""
     awaits_accept: bool = field(default=False, compare=False)
@@ -123,7 +123,7 @@ class WorkerContext:
     privileges: "Privileges | None" = None
     """User and capabilities of the workers."""
     sockets: Path | None = None
-    """The directory of workers' unix sockets; None: there is none."""
+    """The directory of workers' unix sockets, if there is one."""
 
 
 class Origin(NamedTuple):
@@ -210,13 +210,8 @@ def with_address(before: ChildPlan, address: Address) -> ChildPlan:
     """The plan with another port, but otherwise as it was made."""
     assert before.origin is not None
     moved = worker_plan(before.origin.service, before.slot, address, before.origin.context)
-    return replace(
-        before,
-        argv=moved.argv,
-        environment=moved.environment,
-        address=moved.address,
-        socket=moved.socket,
-    )
+    own = ("argv", "environment", "address", "socket")
+    return replace(before, **{name: getattr(moved, name) for name in own})
 
 
 def with_links(before: ChildPlan, count: int) -> ChildPlan:
@@ -300,10 +295,9 @@ def worker_weight(service: Service, slot: int) -> int:
 
 
 def _own_socket(service: Service, port: Address | None, directory: Path | None) -> Address | None:
-    """Where it is beside its port, which is its name: no other worker has that."""
-    if port is None or directory is None or not service.wants_sockets:
-        return None
-    return Address(path=str(directory / f"{port.port}.sock"))
+    if port is not None and directory is not None and service.wants_sockets:
+        return Address(path=str(directory / f"{port.port}.sock"))
+    return None
 
 
 def _command(
