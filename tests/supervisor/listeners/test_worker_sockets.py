@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -21,8 +22,15 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change 
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[ControlSocket]:
-    with closing(ControlSocket(tmp_path / "run")) as control:
+def short_path() -> Iterator[Path]:
+    """A directory: the path of a socket has at most 107 bytes, and `tmp_path` may take them all."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def control(short_path: Path) -> Iterator[ControlSocket]:
+    with closing(ControlSocket(short_path / "run")) as control:
         yield control
 
 
@@ -116,10 +124,9 @@ def test_another_user_owns_it_and_may_pass_to_it() -> None:
 
 
 @needs_root
-def test_a_user_who_may_not_pass_gets_no_socket(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(0o700)
+def test_a_user_who_may_not_pass_gets_no_socket(short_path: Path) -> None:
     with (
-        closing(ControlSocket(tmp_path / "closed" / "run")) as control,
+        closing(ControlSocket(short_path / "run")) as control,
         closing(WorkerSockets(control, NOBODY)) as sockets,
     ):
         assert sockets.path is None
