@@ -251,7 +251,7 @@ def test_promtool_accepts_the_files_that_we_ship() -> None:
 def test_alerts_use_only_metrics_that_exist() -> None:
     known = {metric.name for metric in (*collector.TABLE, *metrics.TABLE)}
     asked = re.findall(r"\bpenstock_\w+", (CONFIGS / "prometheus-alerts.yml").read_text())
-    assert {name.removesuffix("_bucket") for name in asked} <= known
+    assert {re.sub("_(bucket|count)$", "", name) for name in asked} <= known
 
 
 FIRING = [
@@ -273,6 +273,15 @@ FIRING = [
      {'penstock_request_duration_seconds_bucket{phase="first_byte",le="5"}': "0+1x20",
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="10"}': "0+9x20",
       'penstock_request_duration_seconds_bucket{phase="first_byte",le="+Inf"}': "0+9x20"}),
+    ("PenstockProxyStalls",
+     {'penstock_event_loop_lag_seconds_bucket{role="proxy",le="0.025"}': "0+90x20",
+      'penstock_event_loop_lag_seconds_bucket{role="proxy",le="+Inf"}': "0+120x20",
+      'penstock_event_loop_lag_seconds_count{role="proxy"}': "0+120x20"}),
+    ("PenstockWorkerLoopBlocked",
+     {'penstock_event_loop_lag_seconds_bucket{role="worker",le="0.5"}': "0+90x20",
+      'penstock_event_loop_lag_seconds_bucket{role="worker",le="1"}': "0+120x20",
+      'penstock_event_loop_lag_seconds_bucket{role="worker",le="+Inf"}': "0+120x20",
+      'penstock_event_loop_lag_seconds_count{role="worker"}': "0+120x20"}),
     ("PenstockAccessLogDropped", {"penstock_access_log_lines_dropped_total": "0+1x20"}),
     ("PenstockLogLinesLost", {"penstock_log_lines_lost_total": "0x9 1x20"}),
     ("PenstockAcceptQueueFull", {'penstock_accept_queue_overflows_total{slot=""}': "0+1x20"}),
