@@ -184,9 +184,12 @@ def test_one_client_cannot_have_all_connections(penstock: "Penstock") -> None:
 
 
 def test_no_worker_is_given_up_because_the_supervisor_lacks_descriptors(
-    penstock: "Penstock",
+    penstock: "Penstock", tmp_path: Path
 ) -> None:
+    # In a directory of its own: who looks for all runs would be one connection too many.
     run = penstock(
+        "--run-dir",
+        str(tmp_path / "run"),
         app="penstock_worker.demo:app",
         workers=2,
         restart={"max_restarts": 1, "backoff": "20ms", "backoff_max": "50ms"},
