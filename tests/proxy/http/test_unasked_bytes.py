@@ -98,6 +98,10 @@ async def test_what_comes_while_it_is_idle_ends_the_connection() -> None:
         idle.send(TIMEOUT)
         counters = run.proxy.services.by_name["web"].counters
         await until(lambda: counters.upstreams == 0)
+        # Its client has not heard of it.
+        assert (counters.active, counters.stale, sum(counters.errors.values())) == (1, 0, 0)
+        await upstream.serve(client, GET)
+        assert client.head.startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_queued_request_is_not_sent_behind_bytes_that_wait(harness: Harness) -> None:

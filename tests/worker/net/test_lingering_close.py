@@ -97,7 +97,7 @@ def test_what_the_client_still_sends_is_read_until_it_closes() -> None:
         running = asyncio.get_running_loop()
         clients = LingeringClients(running)
         client, stream = connected()
-        adopt(running, Closing(clients), stream)
+        adopt(running, Closing(clients, expected=True), stream)
         assert await asyncio.to_thread(upload, client) == b"no"
         await until(lambda: not clients)
 
@@ -152,6 +152,9 @@ def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
             while clients:
                 talking.send(b"x")
                 await asyncio.sleep(0.01)
+        talking.settimeout(10)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            talking.sendall(b"x" * SIZE)
         talking.close()
 
     run(main())

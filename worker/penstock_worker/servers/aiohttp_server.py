@@ -211,11 +211,17 @@ def _lingering(clients: LingeringClients) -> type[web.RequestHandler]:
     the program has not read, but for ten seconds only, and resets what it refuses."""
 
     class Lingering(web.RequestHandler):
-        __slots__ = ()
+        __slots__ = ("_body",)
+
+        def _handle_request(self, request: web.BaseRequest, *rest: Any) -> Any:
+            self._body = request.content
+            return super()._handle_request(request, *rest)
 
         def connection_lost(self, exc: BaseException | None) -> None:
             if exc is None:
-                clients.take_over(self.transport)
+                body = getattr(self, "_body", None)
+                # The rest of it may be on its way, though nothing has come in this moment.
+                clients.take_over(self.transport, expected=body is not None and not body.is_eof())
             super().connection_lost(exc)
 
     return Lingering
