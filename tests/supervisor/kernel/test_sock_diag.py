@@ -172,9 +172,7 @@ def test_a_connection_in_time_wait_still_counts(stack: ExitStack) -> None:
         return Path("/proc/net/tcp").read_text().count(lingering) == 5
 
     eventually(all_linger, "five in TIME_WAIT")
-    # A row of another program at the same port of another address is one of the five.
-    (count,) = connections_to([endpoint(listening)]).values()
-    assert 0 < count <= 5
+    assert connections_to([endpoint(listening)]) == {endpoint(listening): 5}
     assert accepted([endpoint(listening)]) == {endpoint(listening): 0}
 
 
@@ -329,7 +327,10 @@ def test_no_more_rows_are_read_than_the_bound(
     for _ in range(8):
         connect(stack, listening)
     monkeypatch.setattr(sock_diag, "MAX_ROWS", 5)
-    assert connections_to([endpoint(listening)]) == {endpoint(listening): 5}
+    # A row of another program at the same port of another address is one of the five.
+    found = connections_to([endpoint(listening)])
+    assert found is not None
+    assert 0 < found[endpoint(listening)] <= 5
 
 
 def test_a_query_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
