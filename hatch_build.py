@@ -37,7 +37,8 @@ COMPILED = {
         "http1/parser", "http1/request", "http1/request_body", "http1/response",
         "http1/target_forms", "listener/acceptor", "listener/eviction",
         "listener/filter_chain", "listener/listeners", "listener/overload", "listener/overload_log",
-        "listener/rejection", "metrics", "net/connector", "net/peer", "net/reactor",
+        "listener/peek", "listener/proxy_protocol", "listener/rejection", "listener/sni_router",
+        "metrics", "net/connector", "net/half_closed", "net/peer", "net/reactor",
         "net/socket_transport", "net/tcp_info", "net/timer_wheel", "net/transport",
         "net/unread_input",
         "runtime/service", "service/client_limit", "service/context", "service/error_log",
@@ -45,8 +46,8 @@ COMPILED = {
         "tls/handshake", "tls/transport",
     ),
     "worker/penstock_worker": (
-        "handoff/protocol", "handoff/receiver", "telemetry/access_log", "telemetry/counters",
-        "telemetry/log_field",
+        "handoff/protocol", "handoff/receiver", "telemetry/access_log",
+        "telemetry/counters", "telemetry/log_field",
     ),
 }  # fmt: skip
 

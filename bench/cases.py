@@ -7,6 +7,7 @@ always cost the same, so it has to restore whatever it changes before it returns
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from random import random
 from typing import Any, Final
 
@@ -112,7 +113,7 @@ def request_forwarded(*, cached: bool) -> Iterator[Step]:
     block = REQUEST[line.end :]
     rewriter = HeaderRewriter((), 100)
     # The head of an HTTP/1.0 request is never cached, and costs the same otherwise.
-    line = line if cached else line._replace(minor=0, is_plain=False)
+    line = line if cached else replace(line, minor=0, is_plain=False)
     yield lambda: rewriter.prepare(line, block, trusted=False)
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import STOP_TIMEOUT
-from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.net.timer_wheel import NEVER, HasDeadline
 from penstock_proxy.service.context import ServiceContext
 
 
@@ -31,7 +31,7 @@ class PendingOwner:
         raise NotImplementedError
 
 
-class Pending:
+class Pending(HasDeadline):
     """One connection that waits for a worker."""
 
     __slots__ = (
@@ -40,8 +40,6 @@ class Pending:
         "_service",
         "_tried",
         "address",
-        "bucket",
-        "deadline",
         "started",
     )
 

@@ -8,6 +8,7 @@ The requests of one connection are answered in order, one at a time. Pipelined r
 in a buffer up to the size of a head, and beyond that in the kernel.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from penstock_proxy.errors import (
@@ -27,14 +28,14 @@ from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import MAX_CACHED_HEAD, PreparedRequest, RepeatedHead
 from penstock_proxy.net.half_closed import has_left
 from penstock_proxy.net.timer_wheel import NEVER
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.transport import FirstReceiver, Transport
 from penstock_proxy.net.unread_input import has_unread
 
 _HEAD_REQUEST: Final = RequestLine(b"HEAD", b"", 1, 0)
 """Stands for a refused HEAD request: its response has no body."""
 
 
-class ClientConnection(ControlledClient):
+class ClientConnection(ControlledClient, FirstReceiver):
     """The connection of one client."""
 
     __slots__ = (
@@ -195,7 +196,7 @@ class ClientConnection(ControlledClient):
         if not self._requests_left:
             # As if the client had sent `Connection: close`: the response says so, too, and no
             # other request is read.
-            return prepared._replace(close=True, keep_alive=False)
+            return replace(prepared, close=True, keep_alive=False)
         return prepared
 
     def _handle_incomplete_head(self, data: bytes, limit: int, *, blank: bool) -> bool:

@@ -24,9 +24,7 @@ class Downstream(ClientHandle):
         "at_eof",
         "binding",
         "blocked",
-        "bucket",
         "buffer",
-        "deadline",
         "proxy_header",
         "service",
         "tls",
@@ -50,9 +48,6 @@ class Downstream(ClientHandle):
     """The access log's field on TLS."""
     buffer: bytes
     """What the client has sent beyond the current request."""
-    deadline: float
-    """When the current wait ends; `bucket` belongs to the timer wheel."""
-    bucket: float
 
     def send_error(self, fault: Fault, line: RequestLine | None, *, keep_alive: bool) -> int:
         """Send an error response, with one line of text. Returns the size of its body."""
@@ -64,8 +59,4 @@ class Downstream(ClientHandle):
 
     def skip(self, size: int) -> None:
         """So much of the last request's body has not come yet: the next request is behind it."""
-        raise NotImplementedError
-
-    def expired(self, now: float) -> None:
-        """The deadline has passed; called by the timer wheel."""
         raise NotImplementedError

@@ -223,11 +223,16 @@ class Exchange(UpstreamRequest):
         ):
             return False
         now = monotonic()
-        self.first_byte_s = now - self.started
-        service.counters.first_byte.observe(self.first_byte_s)
+        self.first_byte_s = total_s = now - self.started
+        counters = service.counters
+        counters.durations[member].observe_in(counters.first_byte.observe(total_s), total_s)
         self.status = response.status
-        self.write_to_client(response.kept + body, len(body))
-        self._finish(now, NO_FAULT, keep_alive=True)
+        head_and_body = response.kept + body
+        self.sent = len(body)
+        counters.sent += len(head_and_body)
+        client.transport.write(head_and_body)
+        self._record(total_s, NO_FAULT)
+        self._release(now, keep_alive=True, truncated=False)
         return True
 
     def write_to_client(self, data: bytes, body: int) -> None:
@@ -388,12 +393,16 @@ class Exchange(UpstreamRequest):
     def _finish(
         self, now: float, termination: str, *, keep_alive: bool, truncated: bool = False
     ) -> None:
-        """Count and log the exchange, and release both connections. Every exchange ends here."""
+        """Count and log the exchange, and release both connections. Every exchange ends here, or
+        with `whole_response`."""
+        self.count(now - self.started, termination)
+        self._release(now, keep_alive=keep_alive, truncated=truncated)
+
+    def _release(self, now: float, *, keep_alive: bool, truncated: bool) -> None:
+        """Release the worker and both connections."""
         client = self.client
         service = client.service
         connection, self.connection = self.connection, None
-        total_s = now - self.started
-        self.count(total_s, termination)
         self.release_member()
         if connection is not None:
             connection.receiver = None
@@ -406,19 +415,20 @@ class Exchange(UpstreamRequest):
 
     def count(self, total_s: float, termination: str) -> None:
         """Count and log the exchange: once, at its end, after `total_s` seconds."""
+        self.client.service.counters.durations[self.member].observe(total_s)
+        self._record(total_s, termination)
+
+    def _record(self, total_s: float, termination: str) -> None:
+        """Count the request and log it. Its duration is counted by the caller."""
         client, line, member = self.client, self.line, self.member
         service = client.service
-        counters, log = service.counters, service.error_log
-        counters.requests[_LABELS.get(line.method, OTHER), self.status, member] += 1
-        counters.durations[member].observe(total_s)
+        log = service.error_log
+        service.counters.requests[_LABELS.get(line.method, OTHER), self.status, member] += 1
         if log.access_log is not None:
             log.access_log.add(
-                (
-                    self.started + total_s + log.wall_offset, client.address,
-                    line.method, line.target,
-                    "HTTP/1.1" if line.minor else "HTTP/1.0", self.status, self.sent,
-                    self.received, log.worker_name(member), self.connect_s, self.first_byte_s,
-                    total_s, self.retries, self.request_id.decode("latin-1"), termination,
-                    self.prepared.fields, client.tls,
-                )
+                self.started + total_s + log.wall_offset, client.address,
+                line.method, line.target, "HTTP/1.1" if line.minor else "HTTP/1.0",
+                self.status, self.sent, self.received, log.worker_name(member), self.connect_s,
+                self.first_byte_s, total_s, self.retries, self.request_id.decode("latin-1"),
+                termination, self.prepared.fields, client.tls,
             )  # fmt: skip

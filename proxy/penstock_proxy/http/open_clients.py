@@ -13,9 +13,10 @@ from itertools import islice
 from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import Fault
 from penstock_proxy.http1.request import HeaderRewriter
+from penstock_proxy.net.timer_wheel import HasDeadline
 
 
-class ClientHandle:
+class ClientHandle(HasDeadline):
     """A client's connection as the service needs it."""
 
     __slots__ = ()

@@ -24,7 +24,7 @@ def head(response: Response) -> bytes:
 def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -> None:
     """Join the two connections of an exchange to one duplex."""
     service = client.service
-    half = ClientHalf(service.loop, service.counters, service.timers, service.timeouts, owner)
+    half = ClientHalf(service.reactor, service.counters, service.timers, service.timeouts, owner)
     service.relays[owner] = half
     half.transport, half.worker.transport = client.transport, connection.transport
     client.transport.set_protocol(half)

@@ -24,7 +24,7 @@ from penstock_proxy.http1.parser import NO_LENGTH, RequestLine, cannot_be_respon
 from penstock_proxy.http1.response import Response, ResponseHeads, keep_response_trailers
 from penstock_proxy.net import tcp_info
 from penstock_proxy.net.connector import Connecting
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.transport import FirstReceiver, Transport
 
 _MAX_INTERIM: Final = 16
 """1xx responses before a final one. Honest workers send two or three at most."""
@@ -146,7 +146,7 @@ class Binding:
             connection.transport.close()
 
 
-class WorkerConnection:
+class WorkerConnection(FirstReceiver):
     """One connection to a worker. `receiver` is None while it is idle."""
 
     __slots__ = (

@@ -17,6 +17,7 @@ docs/decisions/0010-ambiguous-is-refused.md and docs/decisions/0020-grammar.md.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from penstock_proxy.errors import (
@@ -70,7 +71,8 @@ Values = dict[bytes, list[bytes]]
 """The values of the fields in _SPECIAL, by lower-case name."""
 
 
-class RequestLine(NamedTuple):
+@dataclass(slots=True)
+class RequestLine:
     """Method, target as received, minor version, where the header block begins."""
 
     method: bytes
@@ -82,7 +84,8 @@ class RequestLine(NamedTuple):
     """It is in origin-form and HTTP/1.1, and can be forwarded as it is."""
 
 
-class Framing(NamedTuple):
+@dataclass(slots=True)
+class Framing:
     """A header block, parsed, and the framing of its message's body."""
 
     lines: Lines

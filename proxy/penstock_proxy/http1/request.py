@@ -17,7 +17,8 @@ slows requests down, and does no other harm.
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 from penstock_proxy.config import Forwarding, ServiceConfig
 from penstock_proxy.errors import BAD_REQUEST
@@ -42,7 +43,8 @@ _MAX_PORTS: Final = 16
 MAX_CACHED_HEAD: Final = 4 << 10
 
 
-class PreparedRequest(NamedTuple):
+@dataclass(slots=True)
+class PreparedRequest:
     """A request's header block, parsed and rewritten for a worker; without the request line."""
 
     framing: Framing
@@ -62,7 +64,8 @@ class PreparedRequest(NamedTuple):
     """It authenticates the worker's connection, and not only itself."""
 
 
-class RepeatedHead(NamedTuple):
+@dataclass(slots=True)
+class RepeatedHead:
     """A whole request head that its client sends again and again, as it was read before."""
 
     head: bytes
@@ -198,7 +201,7 @@ class HeaderRewriter:
         fields.append(self._forwarding_fields(line, received, info, host, trusted=trusted))
         request_id = next((one for one in reversed(received.get(b"x-request-id", ())) if one), b"")
         return PreparedRequest(
-            framing=framing._replace(lines=[], values={}, upgrade=upgrade),
+            framing=replace(framing, lines=[], values={}, upgrade=upgrade),
             host=host,
             fields=b"\r\n".join(fields),
             client=info.hops[0] if info.hops else "",

@@ -6,8 +6,9 @@ what `parser` returns, what the client requested. No I/O.
 """
 
 import re
+from dataclasses import dataclass, replace
 from email.utils import formatdate
-from typing import Final, NamedTuple
+from typing import Final
 
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
 from penstock_proxy.http1 import authentication, parser
@@ -23,7 +24,8 @@ _CACHED_HEADS: Final = 256
 _MAX_CACHED_HEAD: Final = 4 << 10
 
 
-class Response(NamedTuple):
+@dataclass(slots=True)
+class Response:
     """A worker's response head, ready for the client except for Connection and framing."""
 
     status: int
@@ -99,7 +101,7 @@ class ResponseHeads:
             response = parse_response(head, self._date)
             self._has_undated = self._has_undated or not response.is_dated
             if not (self._keeps_alive or response.authenticates):
-                response = response._replace(max_idle_s=0.0)
+                response = replace(response, max_idle_s=0.0)
             if len(head) <= _MAX_CACHED_HEAD:
                 if len(self._cache) >= _CACHED_HEADS:
                     self._cache.clear()

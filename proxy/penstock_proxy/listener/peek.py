@@ -15,7 +15,7 @@ import socket
 from typing import Final
 
 from penstock_proxy.errors import Fault
-from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
+from penstock_proxy.net.timer_wheel import NEVER, HasDeadline, TimerWheel
 from penstock_worker.net.stream import Stream
 
 DRAIN_S: Final = 1.0
@@ -28,7 +28,7 @@ _LOWAT: Final = int(socket.SO_RCVLOWAT)
 _STREAM: Final = int(socket.SOCK_STREAM)
 
 
-class PeekedConnection:
+class PeekedConnection(HasDeadline):
     """One connection that is peeked at. A subclass implements `_peek`."""
 
     __slots__ = (
@@ -40,9 +40,7 @@ class PeekedConnection:
         "_time_limit",
         "_timers",
         "_waiting",
-        "bucket",
         "counted_address",
-        "deadline",
         "idle_since",
     )
 

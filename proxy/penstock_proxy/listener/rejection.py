@@ -10,7 +10,7 @@ from typing import Final
 
 from penstock_proxy.errors import Fault
 from penstock_proxy.http1.error_response import error_response
-from penstock_proxy.net.timer_wheel import NEVER, TICK_S
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S, HasDeadline
 from penstock_proxy.service.context import ServiceContext
 from penstock_worker.net import lingering_close
 from penstock_worker.net.stream import Stream
@@ -59,10 +59,10 @@ class Rejections:
             lingering.end()
 
 
-class _Lingering:
+class _Lingering(HasDeadline):
     """One rejected client, until it has closed."""
 
-    __slots__ = ("_ends_at", "_registry", "_service", "_sock", "bucket", "deadline")
+    __slots__ = ("_ends_at", "_registry", "_service", "_sock")
 
     def __init__(
         self, service: ServiceContext, sock: socket.socket, lingering: "dict[_Lingering, None]"

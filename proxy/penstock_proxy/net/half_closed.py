@@ -16,6 +16,7 @@ from array import array
 from contextlib import suppress
 from fcntl import ioctl
 from select import POLLHUP, poll
+from socket import SocketType
 from termios import TIOCOUTQ
 from typing import Final
 
@@ -25,7 +26,7 @@ _PROBES: Final = 6
 """So many without an answer: the machine is gone."""
 
 
-def has_left(sock: socket.socket | None) -> bool:
+def has_left(sock: SocketType | None) -> bool:
     """Has this peer, whose end of file has come, closed the whole connection?
 
     True: that is certain. False: nobody can know yet. From then on it is probed, and the
@@ -44,7 +45,7 @@ def has_left(sock: socket.socket | None) -> bool:
     return False
 
 
-def unacknowledged(sock: socket.socket | None) -> int:
+def unacknowledged(sock: SocketType | None) -> int:
     """Bytes in the kernel that the peer has not acknowledged; on a unix socket, not read."""
     size = array("i", [0])
     if sock is not None and sock.fileno() >= 0:

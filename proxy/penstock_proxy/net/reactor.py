@@ -26,8 +26,9 @@ import select
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
+from penstock_proxy.net.trait import trait
 from penstock_worker.telemetry.loop_lag import LagHistogram
 
 IN: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI
@@ -54,17 +55,23 @@ _MANY_EVENTS: Final = 4
 _log = logging.getLogger("penstock.proxy")
 
 
-class EventHandler(Protocol):
+@trait
+class EventHandler:
     """The owner of a registered descriptor."""
+
+    __slots__ = ()
 
     def ready(self, events: int) -> None:
         """It is ready for `events`, or has failed (EPOLLERR and EPOLLHUP are always reported)."""
+        raise NotImplementedError
 
     def send_deferred(self) -> None:
         """All ready handlers have been called. Called only on those in `Reactor.deferred`."""
+        raise NotImplementedError
 
     def failed(self) -> None:
         """A method of this handler raised an unexpected exception."""
+        raise NotImplementedError
 
 
 class Slices:

@@ -21,12 +21,25 @@ import os
 import socket
 from collections import deque
 from contextlib import suppress
+from os import read, write
+from socket import SocketType
 from typing import Final
 
-from penstock_proxy.net.reactor import ERROR, HANGUP, IN, OUT, PEER_CLOSED, URGENT, Reactor
+from penstock_proxy.net.reactor import (
+    ERROR,
+    HANGUP,
+    IN,
+    OUT,
+    PEER_CLOSED,
+    URGENT,
+    EventHandler,
+    Reactor,
+)
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
+
+_STREAM: Final = int(socket.SOCK_STREAM)
 
 HIGH_WATER: Final = 64 << 10
 """Default for the bytes that may wait to be written before the receiver has to pause."""
@@ -40,7 +53,7 @@ _MAX_PIECES: Final = 64
 """Of one writev. The kernel takes 1024; there are rarely many."""
 
 
-class SocketTransport(Transport):
+class SocketTransport(Transport, EventHandler):
     """One connection, made by `adopt`."""
 
     __slots__ = (
@@ -50,6 +63,7 @@ class SocketTransport(Transport):
         "_eof_written",
         "_error",
         "_events",
+        "_family",
         "_fd",
         "_first",
         "_high_water",
@@ -70,6 +84,7 @@ class SocketTransport(Transport):
         self,
         reactor: Reactor,
         fd: int,
+        family: int,
         protocol: Receiver,
         high_water: int = HIGH_WATER,
         *,
@@ -78,6 +93,7 @@ class SocketTransport(Transport):
         self._reactor = reactor
         self._first = first
         self._fd = fd
+        self._family = family
         self._protocol = protocol
         self._unsent: deque[bytes] | None = None
         """Made when it is needed: for most connections never."""
@@ -103,7 +119,7 @@ class SocketTransport(Transport):
         self._closing = False
         self._lost = False
         self._error: OSError | None = None
-        self._sock: socket.socket | None = None
+        self._sock: SocketType | None = None
 
     # -- called by the reactor
 
@@ -116,7 +132,7 @@ class SocketTransport(Transport):
             return
         size = self._read_size
         try:
-            data = os.read(self._fd, size)
+            data = read(self._fd, size)
         except BlockingIOError:
             return
         except OSError as error:
@@ -248,7 +264,7 @@ class SocketTransport(Transport):
             return
         self._deferred = b""
         try:
-            sent = os.write(self._fd, data)
+            sent = write(self._fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -314,9 +330,11 @@ class SocketTransport(Transport):
     def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
 
-    def borrow(self) -> socket.socket:
+    def borrow(self) -> SocketType:
         if self._sock is None:
-            self._sock = socket.socket(fileno=self._fd)
+            # With less given, the kernel is asked three times. (Python's own class looks up enum
+            # members besides, and costs as much again.)
+            self._sock = SocketType(self._family, _STREAM, 0, self._fd)
         return self._sock
 
     # -- closing
@@ -339,7 +357,7 @@ class SocketTransport(Transport):
         held, self._deferred = self._deferred, b""
         if held:
             with suppress(OSError):
-                os.write(self._fd, held)
+                write(self._fd, held)
         self._close_now(None)
 
     def _fail(self, error: OSError) -> None:
@@ -381,7 +399,7 @@ def adopt(
     fd = stream.fileno()
     if stream.blocks:
         os.set_blocking(fd, False)
-    transport = SocketTransport(reactor, fd, protocol, high_water, first=first)
+    transport = SocketTransport(reactor, fd, stream.family, protocol, high_water, first=first)
     stream.detach()
     protocol.connection_made(transport)
     try:

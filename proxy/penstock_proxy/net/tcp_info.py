@@ -14,6 +14,7 @@ nothing.
 
 import socket
 import struct
+from socket import SocketType
 from typing import Final
 
 from penstock_proxy.net.transport import Transport
@@ -26,6 +27,7 @@ UNKNOWN: Final = -2
 UNIX_OPEN: Final = 0
 """An open unix socket. It counts no bytes; a failed write tells that nothing was delivered."""
 
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _ESTABLISHED: Final = 1
 """Of `tcpi_state`; every other state means that the peer has closed."""
 _TCP_INFO: Final = struct.Struct("=B119xQ")
@@ -41,7 +43,7 @@ def acknowledged(transport: Transport) -> int:
     if sock is None or sock.fileno() < 0:
         return UNKNOWN
     if sock.family == socket.AF_UNIX:
-        return _unix_state(sock.fileno())
+        return _unix_state(sock)
     info = _tcp_info(sock, _TCP_INFO)
     if info is None:
         return UNKNOWN
@@ -89,7 +91,7 @@ def is_unix(transport: Transport) -> bool:
     return sock is not None and sock.fileno() >= 0 and sock.family == socket.AF_UNIX
 
 
-def _tcp_info(sock: socket.socket, layout: struct.Struct) -> tuple[int, ...] | None:
+def _tcp_info(sock: SocketType, layout: struct.Struct) -> tuple[int, ...] | None:
     """These fields of struct tcp_info; None: the kernel cannot be asked, or does not have them."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size)
@@ -98,14 +100,11 @@ def _tcp_info(sock: socket.socket, layout: struct.Struct) -> tuple[int, ...] | N
     return layout.unpack(info) if len(info) == layout.size else None
 
 
-def _unix_state(fd: int) -> int:
+def _unix_state(sock: SocketType) -> int:
     """UNIX_OPEN, or CLOSED if the peer has closed."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
     try:
-        return UNIX_OPEN if sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) else CLOSED
+        return UNIX_OPEN if sock.recv(1, _PEEK) else CLOSED
     except BlockingIOError:
         return UNIX_OPEN
     except OSError:
         return CLOSED
-    finally:
-        sock.detach()

@@ -15,13 +15,16 @@ See docs/decisions/0015-timer-wheel.md.
 import logging
 from collections import deque
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
 TICK_S: Final = 0.25
 
 
-class HasDeadline(Protocol):
-    """Something that has a deadline. Both fields start as NEVER."""
+class HasDeadline:
+    """Something that has a deadline. Both fields start as NEVER: whoever derives from this sets
+    them."""
+
+    __slots__ = ("bucket", "deadline")
 
     deadline: float
     """When `expired` is due; NEVER: not at all. The owner may move it to a later time itself."""
@@ -30,6 +33,7 @@ class HasDeadline(Protocol):
 
     def expired(self, now: float) -> None:
         """The deadline has passed. A new one may be set with `TimerWheel.arm`."""
+        raise NotImplementedError
 
 
 _log = logging.getLogger("penstock.proxy")

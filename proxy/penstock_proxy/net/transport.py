@@ -6,34 +6,47 @@ Owns no code. They are asyncio's `Transport` and `Protocol` without what is not 
 a class with a base that is not compiled stays slow.
 """
 
-import socket
-from typing import Protocol
+from socket import SocketType
+
+from penstock_proxy.net.trait import trait
 
 
-class Receiver(Protocol):
+@trait
+class Receiver:
     """Reads a connection. All methods are called by its transport."""
+
+    __slots__ = ()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; at least one."""
+        raise NotImplementedError
 
     def eof_received(self) -> bool:
         """The peer sends no more. Return True to go on writing, False to close."""
+        raise NotImplementedError
 
     def pause_writing(self) -> None:
         """More than the high-water mark waits to be sent."""
+        raise NotImplementedError
 
     def resume_writing(self) -> None:
         """Enough of it has been sent."""
+        raise NotImplementedError
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is over; the descriptor is closed when this returns. Called once."""
+        raise NotImplementedError
 
 
-class FirstReceiver(Receiver, Protocol):
+@trait
+class FirstReceiver(Receiver):
     """The first receiver of a connection: it is also told that the connection was made."""
+
+    __slots__ = ()
 
     def connection_made(self, transport: "Transport") -> None:
         """Called once, before anything else."""
+        raise NotImplementedError
 
 
 class Transport:
@@ -91,7 +104,7 @@ class Transport:
         """Change the receiver. The new one is not told that the connection was made."""
         raise NotImplementedError
 
-    def borrow(self) -> socket.socket | None:
+    def borrow(self) -> SocketType | None:
         """Its socket, to set and read options; None: there is none.
 
         It must not be closed, nor used once the connection is lost.

@@ -6,12 +6,13 @@ must not be used then. Must not know: what would be read.
 """
 
 import socket
+from socket import SocketType
 from typing import Final
 
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
-def has_unread(sock: socket.socket | None) -> bool:
+def has_unread(sock: SocketType | None) -> bool:
     """Does the kernel have unread bytes of the peer? False for an end, an error, or no socket."""
     if sock is None:
         return False
@@ -21,7 +22,7 @@ def has_unread(sock: socket.socket | None) -> bool:
         return False
 
 
-def is_silent(sock: socket.socket) -> bool:
+def is_silent(sock: SocketType) -> bool:
     """Has the kernel nothing of the peer: neither bytes, nor its end, nor an error?"""
     try:
         sock.recv(1, _PEEK)

@@ -39,6 +39,7 @@ class ErrorLog:
         "_id_prefix",
         "_id_start",
         "_lines",
+        "_names",
         "_service",
         "access_log",
         "dropped_before",
@@ -47,6 +48,8 @@ class ErrorLog:
 
     def __init__(self, service: str, counters: ServiceCounters, log: AccessLog | None) -> None:
         self._service = service
+        self._names: dict[int, str] = {}
+        """By slot: how log lines name a worker."""
         self._counters = counters
         self.access_log = log
         """It can be exchanged at any time: an entry goes to the log of its moment."""
@@ -100,10 +103,8 @@ class ErrorLog:
         )
         if self.access_log is not None:
             self.access_log.add(
-                (
-                    monotonic() + self.wall_offset, address, "", "", "", fault.status,
-                    sent, 0, "", None, None, 0.0, 0, "", fault.kind, b"", tls,
-                )
+                monotonic() + self.wall_offset, address, "", "", "", fault.status,
+                sent, 0, "", None, None, 0.0, 0, "", fault.kind, b"", tls,
             )  # fmt: skip
 
     def connection_rejected(self, address: str, fault: Fault, reason: str) -> None:
@@ -171,7 +172,11 @@ class ErrorLog:
 
     def worker_name(self, member: Member | None) -> str:
         """A worker's name in log lines; empty for None."""
-        return "" if member is None else f"{self._service}/{member.slot}"
+        if member is None:
+            return ""
+        slot = member.slot
+        # A line looks it up: a text that was just made would have to be hashed each time.
+        return self._names.get(slot) or self._names.setdefault(slot, f"{self._service}/{slot}")
 
     def connect_failed(
         self, member: Member, fault: Fault, reason: str, then: Member | None

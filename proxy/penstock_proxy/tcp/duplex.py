@@ -16,7 +16,6 @@ long as a worker has to answer, because a client that has said all may wait for 
 slow reader still takes is no silence. See docs/decisions/0021-half-closed.md.
 """
 
-import asyncio
 import os
 import struct
 from socket import SO_LINGER, SOL_SOCKET
@@ -26,9 +25,10 @@ from penstock_proxy.config import Timeouts
 from penstock_proxy.errors import HALF_CLOSED_TIMEOUT, STOP_TIMEOUT, TUNNEL_TIMEOUT
 from penstock_proxy.metrics import ServiceCounters
 from penstock_proxy.net.half_closed import unacknowledged
+from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.tcp_info import is_unix
-from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.timer_wheel import NEVER, HasDeadline, TimerWheel
+from penstock_proxy.net.transport import FirstReceiver, Transport
 from penstock_proxy.service.context import RelayOwner
 
 NO_FAULT: Final = "ok"
@@ -44,17 +44,16 @@ _UNKNOWN: Final = 1 << 62
 """More than can be unsent: it was not measured yet."""
 
 
-class _Half:
+class _Half(HasDeadline, FirstReceiver):
     """One of the two connections. `transport` is None until connected and after it is lost."""
 
-    __slots__ = ("at_eof", "loop", "other", "transport")
+    __slots__ = ("at_eof", "other", "reactor", "transport")
 
     other: "_Half"
     """Subclasses also have it with its own type, as `client` or `worker`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Kept, because asyncio.get_running_loop costs a getpid each time.
-        self.loop = loop
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
         self.transport: Transport | None = None
         self.at_eof = False
         """Its end of file has come."""
@@ -77,7 +76,7 @@ class _Half:
             other.transport.close()
             return False
         # Often the other side closes in the same turn, and then nothing has to be forwarded.
-        self.loop.call_soon(other.forward_eof)
+        self.reactor.call_after_events(other.forward_eof)
         return True
 
     def reset_on_close(self) -> None:
@@ -103,8 +102,8 @@ class WorkerHalf(_Half):
 
     __slots__ = ("client",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: "ClientHalf") -> None:
-        super().__init__(loop)
+    def __init__(self, reactor: Reactor, client: "ClientHalf") -> None:
+        super().__init__(reactor)
         self.other = self.client = client
 
     def connection_made(self, transport: Transport) -> None:
@@ -158,9 +157,7 @@ class ClientHalf(_Half):
 
     __slots__ = (
         "_owner",
-        "bucket",
         "counters",
-        "deadline",
         "last_active",
         "outcome",
         "received",
@@ -173,14 +170,14 @@ class ClientHalf(_Half):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
         counters: ServiceCounters,
         timers: TimerWheel,
         timeouts: Timeouts,
         owner: DuplexOwner,
     ) -> None:
-        super().__init__(loop)
-        self.other = self.worker = WorkerHalf(loop, self)
+        super().__init__(reactor)
+        self.other = self.worker = WorkerHalf(reactor, self)
         self.counters = counters
         self.timers = timers
         self.timeouts = timeouts

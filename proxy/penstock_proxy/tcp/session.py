@@ -21,7 +21,7 @@ from penstock_proxy.errors import (
 )
 from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.net.timer_wheel import NEVER, HasDeadline
 from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.tcp.duplex import NO_FAULT, ClientHalf
 from penstock_proxy.tls.transport import TlsConnection
@@ -29,7 +29,7 @@ from penstock_worker.net.stream import Stream
 from penstock_worker.net.trusted_proxies import peer_address
 
 
-class Session:
+class Session(HasDeadline):
     """One client connection in mode tcp."""
 
     __slots__ = (
@@ -37,9 +37,7 @@ class Session:
         "_client",
         "_connecting",
         "address",
-        "bucket",
         "connect_s",
-        "deadline",
         "member",
         "proxy_header",
         "retries",
@@ -123,7 +121,7 @@ class Session:
         service.counters.worker_connections[member] += 1
         if member.consecutive_failures:
             service.pool.succeeded(member)
-        half = ClientHalf(service.loop, service.counters, service.timers, service.timeouts, self)
+        half = ClientHalf(service.reactor, service.counters, service.timers, service.timeouts, self)
         service.relays[self] = half
         client, self._client = self._client, None
         # The worker's half first: it must be there before the client's first byte.
@@ -246,9 +244,7 @@ class Session:
         log = service.error_log
         if log.access_log is not None:
             log.access_log.add(
-                (
-                    monotonic() + log.wall_offset, self.address, "", "", "", 0, sent, received,
-                    log.worker_name(self.member), self.connect_s, None, total_s,
-                    self.retries, "", termination, b"", self.tls,
-                )
+                monotonic() + log.wall_offset, self.address, "", "", "", 0, sent, received,
+                log.worker_name(self.member), self.connect_s, None, total_s,
+                self.retries, "", termination, b"", self.tls,
             )  # fmt: skip

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from penstock_proxy.errors import Fault
 from penstock_proxy.net.socket_transport import adopt
-from penstock_proxy.net.timer_wheel import NEVER, TimerWheel
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.timer_wheel import NEVER, HasDeadline, TimerWheel
+from penstock_proxy.net.transport import FirstReceiver, Transport
 from penstock_proxy.service.context import ServiceContext
 from penstock_proxy.tls import client_hello
 from penstock_proxy.tls.client_hello import HelloError
@@ -45,7 +45,7 @@ _PLAIN_HTTP_ANSWER: Final = (
 )
 
 
-class Handshake:
+class Handshake(HasDeadline, FirstReceiver):
     """One handshake in progress."""
 
     __slots__ = (
@@ -58,9 +58,7 @@ class Handshake:
         "_tls",
         "_transport",
         "_write_paused",
-        "bucket",
         "counted_address",
-        "deadline",
         "may_be_trusted",
         "peer",
         "port",

@@ -20,10 +20,10 @@ See docs/decisions/0003-tls-over-memory-buffers.md.
 """
 
 import asyncio
-import socket
 import ssl
 from base64 import b64encode
 from contextlib import suppress
+from socket import SocketType
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
@@ -50,7 +50,7 @@ _ANONYMOUS: Final[dict[tuple[str, str, bool], str]] = {}
 took longer than all else that is done here at the end of a handshake."""
 
 
-class TlsConnection(Transport):
+class TlsConnection(Transport, Receiver):
     """One connection from a client."""
 
     __slots__ = (
@@ -323,5 +323,5 @@ class TlsConnection(Transport):
     def get_write_buffer_size(self) -> int:
         return self._transport.get_write_buffer_size()
 
-    def borrow(self) -> socket.socket | None:
+    def borrow(self) -> SocketType | None:
         return self._transport.borrow()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from penstock_proxy.net import reactor as reactor_
-from penstock_proxy.net.reactor import IN, Reactor, Slices
+from penstock_proxy.net.reactor import IN, EventHandler, Reactor, Slices
 from penstock_worker.telemetry.loop_lag import BUCKETS_S, LagHistogram
 
 
@@ -117,7 +117,7 @@ def test_a_work_that_fails_is_logged_and_the_others_go_on(
     assert "could not be finished" in caplog.text
 
 
-class Reader:
+class Reader(EventHandler):
     """Reads one byte each time, and takes its time for it."""
 
     def __init__(self, clock: Clock, order: list[int]) -> None:

@@ -406,7 +406,7 @@ def test_after_a_small_read_reads_are_small_again(
             sizes.append(size)
         return read(fd, size)
 
-    monkeypatch.setattr("penstock_proxy.net.socket_transport.os.read", recorded)
+    monkeypatch.setattr("penstock_proxy.net.socket_transport.read", recorded)
     pair.peer.setblocking(False)
 
     def more() -> bool:

@@ -17,13 +17,13 @@ from penstock_proxy.net.tcp_info import (
     is_unacknowledged,
     is_unread,
 )
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.transport import FirstReceiver, Transport
 from penstock_worker.net.stream import Stream
 
 FAMILIES = ["tcp", "unix"]
 
 
-class Prober:
+class Prober(FirstReceiver):
     """The proxy's end; asks the kernel while the connection is being lost."""
 
     def __init__(self) -> None:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penstock_proxy.net.timer_wheel import NEVER, TICK_S, TimerWheel
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S, HasDeadline, TimerWheel
 
 START = 1000.1
 Then = Callable[[float], None]
 
 
-class Timed:
+class Timed(HasDeadline):
     """Something with a deadline; `then` is what it does when it expires."""
 
     def __init__(self) -> None:

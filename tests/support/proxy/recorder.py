@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from penstock_proxy.net.transport import Transport
+from penstock_proxy.net.transport import FirstReceiver, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Recorder:
+class Recorder(FirstReceiver):
     """Keeps the data, and in `calls` every other call in its order."""
 
     transport: Any

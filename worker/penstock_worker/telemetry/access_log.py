@@ -28,28 +28,6 @@ from penstock_worker.telemetry.log_writer import LogWriter
 PIECE_LINES: Final = 256
 """To join them takes a twentieth of a millisecond, and to wake the thread less than one line."""
 
-Entry = tuple[
-    float,  # wall clock, seconds since the epoch
-    str,  # client's address, perhaps as a trusted proxy reported it
-    str | bytes,  # method, empty for a relayed connection
-    str | bytes,  # target as received
-    str,  # version, "HTTP/1.1"
-    int,  # status, 0: there was no response
-    int,  # bytes sent to the client
-    int,  # bytes received from the client
-    str,  # worker, "web/0"; empty: no worker was asked
-    float | None,  # seconds to the worker's connection; None: not reached, or reused
-    float | None,  # seconds to its first byte
-    float,  # seconds to the end
-    int,  # retries
-    str,  # request id
-    str,  # termination: "ok" or Fault.kind
-    bytes,  # header block, for the combined format; else empty
-    str,  # the fields of TLS, see `tls_fields`; empty: a connection without TLS
-]
-"""A plain tuple: a NamedTuple of this length takes six times as long to make. A `str` is
-one character a byte (latin-1) wherever it came from a client."""
-
 Format = Literal["json", "combined"]
 
 _MAX_KEPT: Final = 1024
@@ -89,8 +67,23 @@ class AccessLog:
         self._time = ""
         """The text of that second. It costs more than the rest of a line."""
 
-    def add(self, entry: Entry) -> None:
-        """Make a line of this entry."""
+    def add(
+        self, time_s: float, client: str, method: str | bytes, target: str | bytes, version: str,
+        status: int, sent: int, received: int, worker: str, connect_s: float | None,
+        first_byte_s: float | None, total_s: float, retries: int, request_id: str,
+        termination: str, head: bytes, tls: str, /,
+    ) -> None:  # fmt: skip
+        """Make a line. By position: a record would take longer to make and to read than half of
+        the line. A `str` is one character a byte (latin-1) wherever it came from a client.
+
+        `time_s`: wall clock, seconds since the epoch. `client`: its address, perhaps as a trusted
+        proxy reported it. `method`: empty for a relayed connection. `target`: as received.
+        `version`: "HTTP/1.1". `status`: 0 without a response. `sent`, `received`: bytes to and
+        from the client. `worker`: "web/0"; empty: none was asked. `connect_s`: seconds to the
+        worker's connection; None: not reached, or reused. `first_byte_s`: to its first byte.
+        `total_s`: to the end. `termination`: "ok" or `Fault.kind`. `head`: header block, for the
+        combined format; else empty. `tls`: see `tls_fields`; empty: a connection without TLS.
+        """
         raise NotImplementedError
 
     @property
@@ -122,17 +115,19 @@ class JsonLog(AccessLog):
     def __init__(self, service: str, log_writer: LogWriter, max_field: int = MAX_FIELD) -> None:
         super().__init__(log_writer, max_field)
         self._service = f'Z","service":{quoted(service)},"client":'
-        self._clients: dict[str, str] = {}
+        self._clients: dict[str | bytes, str] = {}
         """By address, the piece of a line from the time to the method."""
+        self._targets: dict[str | bytes, str] = {}
         self._words: dict[str | bytes, str] = {}
         """By method, version and termination: what is written for it."""
-        self._workers: dict[str, str] = {}
+        self._workers: dict[str | bytes, str] = {"": "null"}
 
-    def add(self, entry: Entry) -> None:
-        (
-            time_s, client, method, target, version, status, sent, received, worker,
-            connect_s, first_byte_s, total_s, retries, request_id, termination, _, tls,
-        ) = entry  # fmt: skip
+    def add(
+        self, time_s: float, client: str, method: str | bytes, target: str | bytes, version: str,
+        status: int, sent: int, received: int, worker: str, connect_s: float | None,
+        first_byte_s: float | None, total_s: float, retries: int, request_id: str,
+        termination: str, head: bytes, tls: str, /,
+    ) -> None:  # fmt: skip
         milli = int(time_s * 1000.0 + 0.5)
         second = milli // 1000
         if second != self._second:
@@ -146,36 +141,23 @@ class JsonLog(AccessLog):
             micro = int(first_byte_s * 1000000.0 + 0.5)
             first_byte = f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
         micro = int(total_s * 1000000.0 + 0.5)
-        text = target.decode("latin-1") if isinstance(target, bytes) else target
-        # One look at both: nearly always there is nothing to escape in either.
-        both = text + request_id
-        if (
-            both.isascii()
-            and both.isprintable()
-            and '"' not in both
-            and "\\" not in both
-            and len(both) <= self._max_field
-        ):
-            text = f'"{text}"'
+        # Our own ids are of this kind. A client's may be of any kind, and is looked at.
+        if request_id.isalnum() and request_id.isascii() and len(request_id) <= self._max_field:
             request_id = f'"{request_id}"'
         else:
-            text = json_text(text, self._max_field)
             request_id = json_text(request_id, self._max_field)
-        try:
-            line = (
-                f"{self._time}{digits[milli % 1000]}{self._clients[client]}{words[method]}"
-                f',"target":{text},"version":{words[version]},"status":{status}'
-                f',"bytes_sent":{sent},"bytes_received":{received},"worker":{self._workers[worker]}'
-                f',"duration":{{"connect":{connect},"first_byte":{first_byte},"total":'
-                f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
-                f'}},"retries":{retries},"request_id":{request_id}'
-                f',"termination":{words[termination]}{tls}}}\n'
-            )
-        except KeyError:
-            self._keep(client, worker, method, version, termination)
-            self.add(entry)
-            return
-        lines.append(line)
+        lines.append(
+            f"{self._time}{digits[milli % 1000]}{self._clients.get(client) or self._client(client)}"
+            f"{words.get(method) or self._word(method)}"
+            f',"target":{self._targets.get(target) or self._target(target)}'
+            f',"version":{words.get(version) or self._word(version)},"status":{status}'
+            f',"bytes_sent":{sent},"bytes_received":{received}'
+            f',"worker":{self._workers.get(worker) or self._worker(worker)}'
+            f',"duration":{{"connect":{connect},"first_byte":{first_byte},"total":'
+            f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
+            f'}},"retries":{retries},"request_id":{request_id}'
+            f',"termination":{words.get(termination) or self._word(termination)}{tls}}}\n'
+        )
         if len(lines) >= PIECE_LINES:
             self.flush()
 
@@ -187,20 +169,18 @@ class JsonLog(AccessLog):
             f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}."
         )
 
-    def _keep(self, client: str, worker: str, *words: str | bytes) -> None:
-        """Keep the text of each of them."""
-        if len(self._clients) >= _MAX_KEPT or len(self._words) >= _MAX_KEPT:
-            self._clients.clear()
-            self._words.clear()
-        if max(map(len, words)) > _MAX_KEPT_SIZE:
-            # A client chooses its method: one of that size is forgotten with the next one.
-            self._words.clear()
-        limit = self._max_field
-        self._clients[client] = f'{self._service}{json_text(client, limit)},"method":'
-        # A closed set: it comes from no client.
-        self._workers[worker] = json_text(worker, limit) if worker else "null"
-        for word in words:
-            self._words[word] = json_text(word, limit)
+    def _client(self, address: str) -> str:
+        text = f'{self._service}{json_text(address, self._max_field)},"method":'
+        return _keep(self._clients, address, text)
+
+    def _target(self, target: str | bytes) -> str:
+        return _keep(self._targets, target, json_text(target, self._max_field))
+
+    def _word(self, word: str | bytes) -> str:
+        return _keep(self._words, word, json_text(word, self._max_field))
+
+    def _worker(self, name: str) -> str:
+        return _keep(self._workers, name, json_text(name, self._max_field))
 
 
 class CombinedLog(AccessLog):
@@ -212,15 +192,17 @@ class CombinedLog(AccessLog):
 
     def __init__(self, log_writer: LogWriter, max_field: int = MAX_FIELD) -> None:
         super().__init__(log_writer, max_field)
-        self._clients: dict[str, str] = {}
+        self._clients: dict[str | bytes, str] = {}
         """By address, as it is written."""
         self._texts: dict[str | bytes, str] = {}
         """By method, version and value of a header's field: what is written for it."""
 
-    def add(self, entry: Entry) -> None:
-        (
-            time_s, client, method, target, version, status, sent, _, _, _, _, _, _, _, _, head, _,
-        ) = entry  # fmt: skip
+    def add(
+        self, time_s: float, client: str, method: str | bytes, target: str | bytes, version: str,
+        status: int, sent: int, received: int, worker: str, connect_s: float | None,
+        first_byte_s: float | None, total_s: float, retries: int, request_id: str,
+        termination: str, head: bytes, tls: str, /,
+    ) -> None:  # fmt: skip
         second = int(time_s)
         if second != self._second:
             self._start_second(second)
@@ -236,7 +218,7 @@ class CombinedLog(AccessLog):
                 f" {texts.get(version) or self._text(version)}"
             )
         lines.append(
-            f'{self._clients.get(client) or self._keep_client(client)}{self._time}"{request}"'
+            f'{self._clients.get(client) or self._client(client)}{self._time}"{request}"'
             f" {_DIGITS[status] if status < 1000 else status} {sent}"
             f' "{texts.get(referer) or self._text(referer)}"'
             f' "{texts.get(agent) or self._text(agent)}"\n'
@@ -252,22 +234,23 @@ class CombinedLog(AccessLog):
             f":{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} +0000] "
         )
 
-    def _keep_client(self, client: str) -> str:
-        if len(self._clients) >= _MAX_KEPT:
-            self._clients.clear()
-        text = self._clients[client] = combined_word(client, self._max_field)
-        return text
+    def _client(self, address: str) -> str:
+        return _keep(self._clients, address, combined_word(address, self._max_field))
 
     def _text(self, value: str | bytes) -> str:
-        """What is written for it; kept, if it is no longer than most."""
         text = combined_text(value, self._max_field)
         if not text:
             text = "-" if isinstance(value, bytes) else ""
-        if len(value) <= _MAX_KEPT_SIZE:
-            if len(self._texts) >= _MAX_KEPT:
-                self._texts.clear()
-            self._texts[value] = text
-        return text
+        return _keep(self._texts, value, text)
+
+
+def _keep(kept: dict[str | bytes, str], value: str | bytes, text: str) -> str:
+    """Keep what is written for a value, unless it is longer than most, and return it."""
+    if len(value) <= _MAX_KEPT_SIZE:
+        if len(kept) >= _MAX_KEPT:
+            kept.clear()
+        kept[value] = text
+    return text
 
 
 def tls_fields(
@@ -303,8 +286,3 @@ def open_log(
     if target == "off":
         return None
     return make_log(service, LogWriter(1 if target == "stdout" else target), form, max_field)
-
-
-def _seconds(value: float) -> str:
-    micro = int(value * 1000000.0 + 0.5)
-    return f"{micro // 1000000}.{_DIGITS[micro // 1000 % 1000]}{_DIGITS[micro % 1000]}"

@@ -28,7 +28,7 @@ METHODS: Final = frozenset(
 """A client can send any method. Any other is counted as OTHER *before* it becomes a key of
 `requests`, or a stranger could make that dictionary grow without end."""
 
-BUCKETS_S: Final = (
+BUCKETS_S: Final[tuple[float, ...]] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
     0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
@@ -58,9 +58,17 @@ class Histogram:
         self.counts = [0] * (len(BUCKETS_S) + 1)
         self.sum_s = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> int:
+        """Count it. Returns its bucket."""
         # bisect_left, because a bucket's bound belongs to the bucket (`le`).
-        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        bucket = bisect_left(BUCKETS_S, seconds)
+        self.counts[bucket] += 1
+        self.sum_s += seconds
+        return bucket
+
+    def observe_in(self, bucket: int, seconds: float) -> None:
+        """Count what another histogram has counted in this bucket."""
+        self.counts[bucket] += 1
         self.sum_s += seconds
 
     def add(self, other: "Histogram") -> None:

@@ -10,7 +10,7 @@ from asyncio import AbstractEventLoop, TimerHandle
 from bisect import bisect_left
 from typing import Final
 
-BUCKETS_S: Final = (
+BUCKETS_S: Final[tuple[float, ...]] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 )  # fmt: skip
 """From half of what a turn of a proxy may take to where clients notice; the last is +Inf."""

@@ -61,12 +61,10 @@ class Recorder:
         if self._log is None:
             return
         self._log.add(
-            (
-                self._loop.time() + self._wall_offset_s, request.client, request.method,
-                request.target, request.version, request.status, request.sent, request.received,
-                self._worker, None, None, request.total_s, 0, request.request_id,
-                request.termination, request.head, "",
-            )
+            self._loop.time() + self._wall_offset_s, request.client, request.method,
+            request.target, request.version, request.status, request.sent, request.received,
+            self._worker, None, None, request.total_s, 0, request.request_id,
+            request.termination, request.head, "",
         )  # fmt: skip
 
     def reopen(self) -> None:
