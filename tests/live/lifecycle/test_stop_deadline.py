@@ -3,12 +3,15 @@
 Covers `runtime/cuts`, `net/abortive_close` and `servers/unavailable`.
 """
 
+import json
 import os
+import re
 import signal
 import socket
 import ssl
 import threading
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +22,7 @@ from tests.support.live.many_clients import PASSED, SCHEMES, pids, settled
 from tests.support.live.stopping_programs import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.live.conftest import Penstock, Worker
@@ -61,59 +65,89 @@ def cleaned(run: "Cluster") -> int:
 # -- the end of the whole run
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+def of_each_kind(
+    penstock: "Penstock", folder: "Path", schemes: "Sequence[str]", workers: int
+) -> tuple["Cluster", list[str]]:
+    """One run that has a service for each scheme and each kind of program, and their names: all
+    of them wait for the same deadline. Each is in a folder of its own, which has its name."""
+    services = {}
+    for scheme, kind in product(schemes, KINDS):
+        name = f"{scheme}_{kind}"
+        (folder / name).mkdir()
+        stopping_programs.write(folder / name)
+        services[name] = {
+            "app": f"{kind}:app", "directory": f"./{name}", "scheme": scheme, "workers": workers,
+            "timeouts": SHORT, "access_log": f"./{name}/access.log",
+        }  # fmt: skip
+    return penstock(services=services), list(services)
+
+
+def begin_at(run: "Cluster", name: str, path: str, minor: int = 1) -> "Wire":
+    """Send a request to a service, and wait until its handler runs."""
+    wire = run.connect(name)
+    wire.send(request(path, minor=minor))
+    begun = run.folder / name / f"begun-{path[1:]}"
+    run.until(begun.exists)
+    run.look()
+    return wire
+
+
+def outcome(run: "Cluster", name: str, path: str) -> tuple[int, str, int]:
+    """Status and termination in the log of a service, and how many of its workers cleaned up."""
+    text = (run.folder / name / "access.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    (found,) = (line for line in lines if line["target"] == path)
+    return found["status"], found["termination"], len(list(run.folder.glob(f"{name}/cleaned-*")))
+
+
 def test_an_http_1_0_client_sees_a_reset_and_the_clean_up_runs(
-    penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
+    penstock: "Penstock", tmp_path: "Path"
 ) -> None:
-    stopping_programs.write(tmp_path)
-    run = penstock(app=f"{kind}:app", scheme=scheme, workers=2, timeouts=SHORT)
-    wire = begin(run, "/stream", minor=0)
-    assert b"piece" in wire.until(b"piece")
+    run, names = of_each_kind(penstock, tmp_path, SCHEMES, workers=2)
+    wires = {name: begin_at(run, name, "/stream", minor=0) for name in names}
+    for wire in wires.values():
+        assert b"piece" in wire.until(b"piece")
     run.process.terminate()
-    assert is_reset(wire)
+    assert {name: is_reset(wire) for name, wire in wires.items()} == dict.fromkeys(names, True)
     assert run.ended() == 0
-    assert cleaned(run) == 2
-    assert "the time to finish is over; cut: 1" in run.said
-    assert "stopped; requests and connections that were cut: 1" in run.said
+    assert f"stopped; requests and connections that were cut: {len(names)}" in run.said
     assert ": 503 " not in run.said
-    found = entry(run, "/stream")
-    assert (found["status"], found["termination"]) == (200, REASON)
+    # The proxy counts what it has cut for all of its services, a worker what it had itself.
+    cuts = re.findall(r"the time to finish is over; cut: (\d+)", run.said)
+    assert sum(map(int, cuts)) == len(names)
+    found = {name: outcome(run, name, "/stream") for name in names}
+    assert found == dict.fromkeys(names, (200, REASON, 2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_request_without_a_response_gets_503_and_the_clean_up_runs(
-    penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
+    penstock: "Penstock", tmp_path: "Path"
 ) -> None:
-    stopping_programs.write(tmp_path)
-    run = penstock(app=f"{kind}:app", scheme=scheme, workers=2, timeouts=SHORT)
-    wire = begin(run, "/hang")
+    run, names = of_each_kind(penstock, tmp_path, SCHEMES, workers=2)
+    wires = {name: begin_at(run, name, "/hang") for name in names}
     run.process.terminate()
-    answer = wire.answer()
-    assert (answer.status, answer["Connection"]) == (503, "close")
+    answers = {name: wire.answer() for name, wire in wires.items()}
+    got = {name: (answer.status, answer["Connection"]) for name, answer in answers.items()}
+    assert got == dict.fromkeys(names, (503, "close"))
     assert run.ended() == 0
-    assert cleaned(run) == 2
-    found = entry(run, "/hang")
-    assert (found["status"], found["termination"]) == (503, REASON)
+    found = {name: outcome(run, name, "/hang") for name in names}
+    assert found == dict.fromkeys(names, (503, REASON, 2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_client_that_has_its_whole_answer_was_not_cut_however_long_the_handler_goes_on(
-    penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
+    penstock: "Penstock", tmp_path: "Path"
 ) -> None:
-    stopping_programs.write(tmp_path)
-    run = penstock(app=f"{kind}:app", scheme=scheme, workers=1, timeouts=SHORT)
-    wire = begin(run, "/answered")
-    assert (wire.answer().status, run.process.poll()) == (200, None)
+    run, names = of_each_kind(penstock, tmp_path, SCHEMES, workers=1)
+    wires = {name: begin_at(run, name, "/answered") for name in names}
+    got = {name: wire.answer().status for name, wire in wires.items()}
+    assert got == dict.fromkeys(names, 200)
+    assert run.process.poll() is None
     run.process.terminate()
-    # An end of file, or a reset if the machine is so slow that its close comes late.
-    is_reset(wire)
+    for wire in wires.values():
+        # An end of file, or a reset if the machine is so slow that its close comes late.
+        is_reset(wire)
     assert run.ended() == 0
-    assert cleaned(run) == 1
-    found = entry(run, "/answered")
-    assert (found["status"], found["termination"]) == (200, "ok")
+    found = {name: outcome(run, name, "/answered") for name in names}
+    assert found == dict.fromkeys(names, (200, "ok", 1))
     for words in ("cut: ", "cut off", "in the middle of an answer", ": 502 "):
         assert words not in run.said
 
@@ -214,19 +248,18 @@ def test_a_second_term_cuts_visibly_and_still_cleans_up(
 # -- programs and processes that do not cooperate
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", ["ports", "shared"])
 def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_clean_up_from_its_time(
-    penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
+    penstock: "Penstock", tmp_path: "Path"
 ) -> None:
-    stopping_programs.write(tmp_path)
-    run = penstock(app=f"{kind}:app", scheme=scheme, workers=1, timeouts=SHORT)
-    wire = begin(run, "/stubborn")
+    run, names = of_each_kind(penstock, tmp_path, ["ports", "shared"], workers=1)
+    wires = {name: begin_at(run, name, "/stubborn") for name in names}
     run.process.terminate()
-    assert wire.answer().status == 503
+    got = {name: wire.answer().status for name, wire in wires.items()}
+    assert got == dict.fromkeys(names, 503)
     assert run.ended() == 0
-    assert cleaned(run) == 1
-    assert "web/0 did not leave within" in run.said
+    for name in names:
+        assert (run.folder / name / "cleaned-0").exists(), name
+        assert f"{name}/0 did not leave within" in run.said
 
 
 @pytest.mark.parametrize("kind", KINDS)
