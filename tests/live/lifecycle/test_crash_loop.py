@@ -273,7 +273,8 @@ def test_a_stop_while_a_worker_starts_again_is_a_stop(
 def test_a_status_shows_the_process_that_drains_beside_the_one_that_serves(
     penstock: "Penstock", program: str, scheme: str
 ) -> None:
-    run = penstock(app=program, scheme=scheme, workers=1)
+    # Its handler goes on when the client has left, until this time is over.
+    run = penstock(app=program, scheme=scheme, workers=1, timeouts={"stop": "10s"})
     (before,) = workers(run)
     wire = run.connect()
     wire.send(b"GET /slow?s=600 HTTP/1.1\r\nHost: x\r\n\r\n")
