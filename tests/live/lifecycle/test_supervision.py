@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.live.cluster import descendants, is_alive
+from tests.support.live.cluster import descendants, environment, is_alive
 from tests.support.live.many_clients import SCHEMES
 from tests.support.live.wire import WAIT_S
 
@@ -51,7 +51,7 @@ class Run:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "penstock_supervisor", "run", "-c", "penstock.toml"],
-                cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}
 
