@@ -1,17 +1,12 @@
-"""Probes: how the health of a worker is checked, by a connect or with a GET.
+"""Probes: what a health check asks a worker, and what its answer says.
 
-Owns: the connection of one check, and its result. Must not know: when a worker is checked
-(`health_check`), and what follows from the result (`pool`).
-
-Each check opens a new connection: a connection that is kept alive says little about whether the
-worker still accepts. Where a plain connect is not enough, the caller supplies the socket: one that
-was passed to the worker, or one that begins with a PROXY header.
-
-aiohttp is imported when the first check needs it, in another thread. The import takes longer than
-the rest of a proxy's start, and clients wait for a proxy that is restarted.
+Owns: the request of a check, the judgement of the answer, and checks over a socket that the caller
+supplies: one that was passed to the worker, or one that begins with a PROXY header. Must not
+know: when a worker is checked (`health_check`), what follows from the result (`pool`), and how a
+check reaches a worker by its address alone (`address_check`).
 
 The status line of the answer decides, and nothing that comes behind it: not a body without an end,
-a close or a reset. As soon as it is there the check's time no longer runs (`Verdict`).
+a close or a reset. As soon as it is there the check's time no longer runs.
 
 A bad answer often says what is wrong ("no connection to the database"). So its first bytes are part
 of the reason. They are the program's own words, so they are made one line of printable characters.
@@ -20,33 +15,28 @@ of the reason. They are the program's own words, so they are made one line of pr
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
-from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
+from typing import Final, NamedTuple
 
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.errors import BAD_RESPONSE, RejectedError
 from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.parser import parse_status_line
-from penstock_proxy.net.address import Address, parse_address
 from penstock_proxy.net.connector import SocketAddress, connect_unix
 from penstock_proxy.net.proxy_header import local_header
 from penstock_worker.telemetry.printable import printable
 
-if TYPE_CHECKING:
-    import aiohttp
-
 _USER_AGENT: Final = "penstock-health"
 _MAX_HEAD: Final = 64 << 10
-_MAX_BODY: Final = 64 << 10
+MAX_BODY: Final = 64 << 10
 """More of a good answer's body is not read."""
 _MAX_QUOTED: Final = 200
 """Characters of a bad answer that the reason repeats."""
 _MAX_QUOTED_BYTES: Final = 4 * _MAX_QUOTED
 _MAX_INTERIM: Final = 16
 """1xx responses before the one that decides."""
-_BODY_WAIT_S: Final = 0.05
+BODY_WAIT_S: Final = 0.05
 """For a body that did not come with its head: the first words of a bad answer, and the rest of a
 good one, because a server may log a response that nobody takes."""
 _NOT_LISTENING: Final = {
@@ -65,12 +55,9 @@ class ProbeResult(NamedTuple):
 
 
 HEALTHY: Final = ProbeResult("ok")
-MemberProbe = Callable[[], Awaitable[ProbeResult]]
-"""Checks one member, once. It may raise OSError or TimeoutError, which are results as well."""
 Probe = Callable[[Member], Awaitable[ProbeResult]]
-"""Checks any member of a service, once."""
-Verdict = Callable[[], None]
-"""Called when the result of a check is known, and only the rest of the answer is waited for."""
+"""Checks any member of a service, once. It may raise OSError or TimeoutError, which are results as
+well."""
 
 
 def from_error(error: OSError) -> ProbeResult:
@@ -81,59 +68,86 @@ def from_error(error: OSError) -> ProbeResult:
     return ProbeResult("failed", error.strerror or str(error))
 
 
-async def connect(address: Address) -> ProbeResult:
-    """Check that the worker accepts connections."""
-    if address.path:
-        (await connect_unix(address.path)).close()
-        return HEALTHY
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(asyncio.Protocol, address.host, address.port)
-    transport.close()
-    return HEALTHY
+def request(path: str, host: str) -> bytes:
+    """What is asked. `host`: the Host field."""
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {_USER_AGENT}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode()
+
+
+def host_of(member: Member) -> str:
+    """Its Host field (RFC 9110 section 7.2): the name that its clients would have, and without one
+    its address. The port is said unless it is HTTP's own."""
+    return (member.name or member.address).removesuffix(":80")
+
+
+class Answer:
+    """What has come of an answer. 2xx and 3xx are good."""
+
+    __slots__ = ("_body", "_head", "_heads_left", "_status", "is_decided")
+
+    def __init__(self) -> None:
+        self.is_decided = False
+        """Its status is there; only the rest of it is waited for."""
+        self._head = b""
+        self._body = b""
+        self._status = 0
+        self._heads_left = _MAX_INTERIM + 1
+
+    def feed(self, data: bytes) -> ProbeResult | None:
+        """More has come; empty: it has ended. Returns the result if it is no answer."""
+        self._body += data
+        while not self.is_decided:
+            head, end, rest = self._body.partition(b"\r\n\r\n")
+            if not end:
+                if not data or len(head) > _MAX_HEAD:
+                    return ProbeResult("failed", "no HTTP answer: it broke off")
+                break
+            try:
+                self._status = parse_status_line(head + b"\r\n").status
+            except RejectedError as error:
+                return ProbeResult("failed", f"no HTTP answer: {error}")
+            self._head, self._body = head, rest
+            self._heads_left -= 1
+            self.is_decided = self._status >= 200 or not self._heads_left
+        return None
+
+    @property
+    def is_good(self) -> bool:
+        return 200 <= self._status < 400
+
+    @property
+    def is_enough(self) -> bool:
+        """So much of its body has come that no more is read."""
+        return len(self._body) >= (MAX_BODY if self.is_good else _MAX_QUOTED_BYTES)
+
+    def result(self) -> ProbeResult:
+        """What its status says, and of a bad answer the first words."""
+        if self.is_good:
+            return HEALTHY
+        return _bad_status(self._status, _payload(self._head, self._body))
 
 
 # Over a socket of the caller
 
 
-async def get(
-    sock: socket.socket,
-    path: str,
-    host: str = "localhost",
-    on_verdict: Verdict = lambda: None,
-) -> ProbeResult:
+async def get(sock: socket.socket, path: str, host: str = "localhost") -> ProbeResult:
     """GET `path`; 2xx and 3xx are good. OSError when the connection breaks before the answer.
 
     The socket belongs to the caller and is used for one check: the rest of the response stays
     unread.
     """
     loop = asyncio.get_running_loop()
-    request = (
-        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {_USER_AGENT}\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    await loop.sock_sendall(sock, request.encode())
-    body = b""
-    for _ in range(_MAX_INTERIM + 1):
-        while b"\r\n\r\n" not in body:
-            data = await loop.sock_recv(sock, 4096)
-            body += data
-            if not data or len(body) > _MAX_HEAD:
-                return ProbeResult("failed", "no HTTP answer: it broke off")
-        head, _, body = body.partition(b"\r\n\r\n")
-        try:
-            status = parse_status_line(head + b"\r\n").status
-        except RejectedError as error:
-            return ProbeResult("failed", f"no HTTP answer: {error}")
-        if status >= 200:
-            break
-    on_verdict()
-    if _is_good(status):
-        return HEALTHY
-    with suppress(TimeoutError, OSError):
-        async with asyncio.timeout(_BODY_WAIT_S):
-            while len(body) < _MAX_QUOTED_BYTES and (data := await loop.sock_recv(sock, 4096)):
-                body += data
-    return _bad_status(status, _payload(head, body))
+    await loop.sock_sendall(sock, request(path, host))
+    answer = Answer()
+    while not answer.is_decided:
+        if (broken := answer.feed(await loop.sock_recv(sock, 4096))) is not None:
+            return broken
+    if not answer.is_good:
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(BODY_WAIT_S):
+                while not answer.is_enough and (data := await loop.sock_recv(sock, 4096)):
+                    answer.feed(data)
+    return answer.result()
 
 
 async def with_proxy_header(
@@ -162,97 +176,6 @@ async def _connected(address: SocketAddress) -> socket.socket:
     return sock
 
 
-# With aiohttp
-
-
-async def import_client() -> None:
-    """Import aiohttp in another thread, before the first `http_client`."""
-    await asyncio.to_thread(import_module, "aiohttp")
-
-
-@asynccontextmanager
-async def http_client(
-    member: Member, path: str, on_verdict: Verdict = lambda: None
-) -> AsyncIterator[MemberProbe]:
-    """GET `path` of a member that listens; 2xx and 3xx are good.
-
-    Yields a probe, which connects anew each time.
-    """
-    import aiohttp
-
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True, use_dns_cache=False),
-        # A compressed answer could not be quoted.
-        headers={
-            "User-Agent": _USER_AGENT,
-            "Connection": "close",
-            "Accept-Encoding": "identity",
-        },
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # The caller limits the time of the whole check.
-        timeout=aiohttp.ClientTimeout(total=None),
-        auto_decompress=False,
-    ) as session:
-
-        def probe() -> Awaitable[ProbeResult]:
-            # Read each time: its next process may listen at another address.
-            address = parse_address(member.address)
-            if address.path:
-                return _get_over_unix(address.path, path, on_verdict)
-            url = f"http://{member.address}{path}"
-            return _get_with(session, url, host_of(member), on_verdict)
-
-        yield probe
-
-
-async def _get_over_unix(where: str, path: str, on_verdict: Verdict) -> ProbeResult:
-    """GET `path` over a unix socket: a session of aiohttp would keep the first one's path."""
-    with closing(await connect_unix(where)) as sock:
-        # A unix socket has no host name, and many servers refuse an empty Host.
-        return await get(sock, path, on_verdict=on_verdict)
-
-
-def host_of(member: Member) -> str:
-    """Its Host field (RFC 9110 section 7.2): the name that its clients would have, and without one
-    its address. The port is said unless it is HTTP's own."""
-    return (member.name or member.address).removesuffix(":80")
-
-
-async def _get_with(
-    session: "aiohttp.ClientSession", url: str, host: str, on_verdict: Verdict
-) -> ProbeResult:
-    from aiohttp import ClientError
-    from yarl import URL
-
-    try:
-        # encoded: the path is sent exactly as it was configured.
-        async with session.get(
-            URL(url, encoded=True), headers={"Host": host}, allow_redirects=False
-        ) as response:
-            on_verdict()
-            if not _is_good(response.status):
-                body = await _first_bytes(response.content, _MAX_QUOTED_BYTES)
-                return _bad_status(response.status, body)
-            await _first_bytes(response.content, _MAX_BODY)
-            return HEALTHY
-    except ClientError as error:
-        if isinstance(error, OSError):
-            raise
-        return ProbeResult("failed", f"no HTTP answer: {str(error) or type(error).__name__}")
-
-
-async def _first_bytes(content: "aiohttp.StreamReader", room: int) -> bytes:
-    """So much of a body as comes soon; how it ends does not matter."""
-    from aiohttp import ClientError
-
-    body = b""
-    with suppress(TimeoutError, ClientError, OSError):
-        async with asyncio.timeout(_BODY_WAIT_S):
-            while len(body) < room and (piece := await content.read(room - len(body))):
-                body += piece
-    return body
-
-
 # What an answer says
 
 
@@ -263,10 +186,6 @@ def _payload(head: bytes, body: bytes) -> bytes:
     with suppress(RejectedError):
         return b"".join(Chunked(BAD_RESPONSE).feed(body))
     return b""
-
-
-def _is_good(status: int) -> bool:
-    return 200 <= status < 400
 
 
 def _bad_status(status: int, body: bytes) -> ProbeResult:

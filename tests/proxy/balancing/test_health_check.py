@@ -1,6 +1,6 @@
 """Checks of real servers on loopback find each kind of failure, and only members are checked.
 
-Covers `balancing/probes`.
+Covers `balancing/probes` and `balancing/address_check`.
 """
 
 import asyncio
@@ -745,6 +745,16 @@ async def test_a_removed_member_is_checked_no_more_and_all_others_are() -> None:
     assert checks[0, "ok"] == before
 
 
+async def test_members_that_are_checked_by_address_have_no_task() -> None:
+    async with responding(b"") as address:
+        checked = CheckedPool(*(address,) * 40, path=None, interval=HOUR)
+        before = len(asyncio.all_tasks())
+        async with checked.running():
+            await until(lambda: checked.pool.in_rotation == 40)
+            # That of `running`.
+            await until(lambda: len(asyncio.all_tasks()) <= before + 1)
+
+
 async def test_a_check_in_progress_is_cancelled_and_the_next_in_its_slot_begins() -> None:
     asked = asyncio.Event()
 
@@ -821,11 +831,11 @@ async def test_the_task_of_a_removed_member_ends_even_if_its_probe_is_not_cancel
 async def test_a_bug_in_one_check_ends_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(_address: object) -> probes.ProbeResult:
+    def broken(*_: object) -> bytes:
         raise ValueError("nobody thought of this")
 
-    monkeypatch.setattr(probes, "connect", broken)
-    checked = CheckedPool("127.0.0.1:1", path=None)
+    monkeypatch.setattr(probes, "request", broken)
+    checked = CheckedPool("127.0.0.1:1")
     async with checked.running():
         await until(lambda: checked.count("failed") >= 2)
     assert checked.member.reason == "no good check yet: the check itself: ValueError"
