@@ -34,8 +34,8 @@ MAX_STARTING_CHECKS: Final = 50
 _NO_ANSWER: Final = ("timeout", "refused")
 """Outcomes of a check to which nobody said anything."""
 _MANY: Final = 16
-"""With more members than this, the first interval of each is a random part of one: all have had
-their first check at about the same time, and would have all others then, too."""
+"""With more members of all services than this, the first interval of each is a random part of one:
+all have had their first check at about the same time, and would have all others then, too."""
 _JITTER: Final = 0.1
 """Share of the interval. Without it all proxies would check all members at the same moment."""
 _UNIX_HOST: Final = "localhost"
@@ -58,23 +58,30 @@ class _MemberChecks:
     """The checks of one member."""
 
     __slots__ = (
-        "_route", "_route_of", "again", "answered", "begins_later", "begun", "generation", "health",
-        "limit", "member", "on_checked", "part", "probe", "running", "shortage_logged",
+        "_begin", "_route", "_route_of", "again", "answered", "begins_later", "begun", "generation",
+        "health", "limit", "member", "on_checked", "part", "probe", "running", "shortage_logged",
     )  # fmt: skip
 
     begun: _Begun
     """Set while one runs."""
 
     def __init__(
-        self, member: Member, probe: Probe | None, before: "_MemberChecks | None" = None
+        self,
+        member: Member,
+        probe: Probe | None,
+        begin: "Callable[[_MemberChecks], None]",
+        before: "_MemberChecks | None" = None,
     ) -> None:
-        """`before`: its checks until now, in another way."""
+        """`begin`: called when the next one is due. `before`: its checks until now, in another
+        way."""
         self.member = member
+        self._begin = begin
         self.health, self.probe = member.health, probe
         self.begins_later = before is not None and member.state is MemberState.UP
         """The first check is due after an interval, or when somebody asks for it."""
-        self.part = 1.0
-        """So much of an interval is between two checks, until it is in the rotation."""
+        self.part = 0.0
+        """So much of an interval is between two checks, until it is in the rotation; set after
+        the first one."""
         self.running: AddressCheck | asyncio.Task[None] | None = None
         self.limit: asyncio.Handle | None = None
         """The time limit of the check that runs."""
@@ -88,6 +95,10 @@ class _MemberChecks:
         self.shortage_logged = False
         """It was logged that the proxy had no descriptor or memory for the last check."""
         self._route_of = ("", "")
+
+    def begin(self) -> None:
+        """It is due."""
+        self._begin(self)
 
     def route(self) -> tuple[SocketAddress, bytes]:
         """Where it is, and what it is asked. Looked up anew when its process has another address.
@@ -131,8 +142,10 @@ class HealthChecker:
         random: Callable[[], float] = random_.random,
         probe: Probe | None = None,
         on_answer: Callable[[Member, bool], None] = lambda *_: None,
+        schedule: CheckSchedule | None = None,
     ) -> None:
-        """`probe`: how to check a member; None: by its address.
+        """`probe`: how to check a member; None: by its address. `schedule`: that of all services
+        of a process; None: one of its own.
 
         `on_answer(member, False)` is called after each check that got no answer at all, and
         `on_answer(member, True)` after the first one that got an answer again.
@@ -145,6 +158,7 @@ class HealthChecker:
         self._random = random
         self._checked: dict[int, _MemberChecks] = {}
         """By number of the member."""
+        self._given_schedule = schedule
         self._schedule: CheckSchedule | None = None
         """While `run` runs."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -171,13 +185,13 @@ class HealthChecker:
             is_checked = self._checked.get(member.number) is checked
             if is_checked and (checked.health, checked.probe) != (member.health, probe):
                 self.remove(member.number)
-                self._add(_MemberChecks(member, probe, checked))
+                self._add(_MemberChecks(member, probe, self._begin, checked))
             yield
 
     def add(self, member: Member) -> None:
         """Check this member, too. It must not be checked yet."""
         assert member.number not in self._checked
-        self._add(_MemberChecks(member, self._probe))
+        self._add(_MemberChecks(member, self._probe, self._begin))
 
     def _add(self, checked: _MemberChecks) -> None:
         self._checked[checked.member.number] = checked
@@ -186,9 +200,10 @@ class HealthChecker:
 
     def remove(self, number: int) -> None:
         """Stop checking this member. A check in progress is cancelled."""
-        self._checked.pop(number).cancel()
+        checked = self._checked.pop(number)
+        checked.cancel()
         if self._schedule is not None:
-            self._schedule.discard(number)
+            self._schedule.discard(checked)
 
     def check_now(self, number: int) -> None:
         """Check this member now: it has joined. Does nothing before `run`."""
@@ -196,7 +211,7 @@ class HealthChecker:
         if checked.running is not None:
             checked.again = True
         elif self._schedule is not None:
-            self._schedule.put(number, 0.0)
+            self._schedule.put(checked, 0.0)
 
     def confirm(self, number: int, then: Callable[[str], None]) -> None:
         """Check this member now, and then as always. Call `then` after each bad check that begins
@@ -210,34 +225,33 @@ class HealthChecker:
         """Check until cancelled."""
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as self._group:
-            self._schedule = CheckSchedule(self._loop, self._begin)
+            self._schedule = schedule = self._given_schedule or CheckSchedule(self._loop)
             try:
                 for number, checked in enumerate(tuple(self._checked.values()), 1):
                     if self._checked.get(checked.member.number) is checked:
-                        self._begin_checks(checked, self._schedule)
+                        self._begin_checks(checked, schedule)
                     if number % _MANY == 0:
                         await asyncio.sleep(0)
                 # Also without members: they may be added later.
                 await asyncio.Event().wait()
             finally:
-                self._schedule.close()
                 self._schedule = self._loop = None
                 for checked in self._checked.values():
+                    schedule.discard(checked)
                     checked.cancel()
 
     def _begin_checks(self, checked: _MemberChecks, schedule: CheckSchedule) -> None:
-        if len(self._checked) > _MANY:
-            checked.part = self._random()
         seconds = self._pause(checked.member) if checked.begins_later else 0.0
-        schedule.put(checked.member.number, seconds)
+        schedule.put(checked, seconds)
 
     def _rest(self, checked: _MemberChecks) -> None:
         """Until its next check is due."""
-        seconds = 0.0 if checked.again else checked.part * self._pause(checked.member)
-        if checked.member.state is MemberState.UP:
-            checked.part = 1.0
-        if self._schedule is not None:
-            self._schedule.put(checked.member.number, seconds)
+        schedule = self._schedule
+        if schedule is not None:
+            part = checked.part or (self._random() if len(schedule) > _MANY else 1.0)
+            seconds = 0.0 if checked.again else part * self._pause(checked.member)
+            checked.part = 1.0 if checked.member.state is MemberState.UP else part
+            schedule.put(checked, seconds)
 
     def _pause(self, member: Member) -> float:
         """Seconds from the end of one check to the next."""
@@ -248,8 +262,7 @@ class HealthChecker:
 
     # -- one check
 
-    def _begin(self, number: int) -> None:
-        checked = self._checked[number]
+    def _begin(self, checked: _MemberChecks) -> None:
         member = checked.member
         checked.again = False
         if member.state is MemberState.ABSENT:

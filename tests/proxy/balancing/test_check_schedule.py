@@ -41,16 +41,27 @@ class Loop:
             one.call()
 
 
-def schedule_of(loop: Loop) -> tuple[CheckSchedule, list[int]]:
+class Checks:
+    """Those of one member, by its number."""
+
+    def __init__(self, begun: list[int], number: int) -> None:
+        self._begun, self._number = begun, number
+
+    def begin(self) -> None:
+        self._begun.append(self._number)
+
+
+def schedule_of(loop: Loop) -> tuple[CheckSchedule, list[Checks], list[int]]:
     begun: list[int] = []
-    return CheckSchedule(loop, begun.append), begun  # type: ignore[arg-type]
+    schedule = CheckSchedule(loop)  # type: ignore[arg-type]
+    return schedule, [Checks(begun, number) for number in range(1000)], begun
 
 
 def test_of_many_that_are_due_a_few_begin_in_each_turn() -> None:
     loop = Loop()
-    schedule, begun = schedule_of(loop)
+    schedule, checks, begun = schedule_of(loop)
     for number in range(1000):
-        schedule.put(number, 2.0)
+        schedule.put(checks[number], 2.0)
     assert len(loop.waiting) == 1
     loop.now += 60.0
     turns = 0
@@ -65,9 +76,9 @@ def test_of_many_that_are_due_a_few_begin_in_each_turn() -> None:
 
 def test_who_is_due_at_once_does_not_wait_for_who_was_put_before() -> None:
     loop = Loop()
-    schedule, begun = schedule_of(loop)
-    schedule.put(1, 5.0)
-    schedule.put(2, 0.0)
+    schedule, checks, begun = schedule_of(loop)
+    schedule.put(checks[1], 5.0)
+    schedule.put(checks[2], 0.0)
     loop.turn()
     assert begun == [2]
     assert len(loop.waiting) == 1
@@ -75,9 +86,9 @@ def test_who_is_due_at_once_does_not_wait_for_who_was_put_before() -> None:
 
 def test_one_is_due_once_and_when_it_was_said_last() -> None:
     loop = Loop()
-    schedule, begun = schedule_of(loop)
-    schedule.put(1, 5.0)
-    schedule.put(1, 0.0)
+    schedule, checks, begun = schedule_of(loop)
+    schedule.put(checks[1], 5.0)
+    schedule.put(checks[1], 0.0)
     loop.turn()
     loop.now += 10.0
     loop.turn()
@@ -85,25 +96,24 @@ def test_one_is_due_once_and_when_it_was_said_last() -> None:
     assert not loop.waiting
 
 
-def test_who_was_removed_is_not_due_and_nobody_is_after_the_end() -> None:
+def test_who_was_removed_is_not_due_and_without_anybody_no_timer_is_left() -> None:
     loop = Loop()
-    schedule, begun = schedule_of(loop)
-    schedule.put(1, 0.0)
-    schedule.put(2, 0.0)
-    schedule.discard(1)
+    schedule, checks, begun = schedule_of(loop)
+    schedule.put(checks[1], 0.0)
+    schedule.put(checks[2], 0.0)
+    schedule.discard(checks[1])
     loop.turn()
     assert begun == [2]
-    schedule.put(3, 0.0)
-    schedule.close()
-    loop.turn()
-    assert begun == [2]
+    schedule.put(checks[3], 5.0)
+    schedule.discard(checks[3])
+    assert not loop.waiting
 
 
 def test_those_that_are_due_at_about_the_same_time_wake_the_process_once() -> None:
     loop = Loop()
-    schedule, begun = schedule_of(loop)
-    schedule.put(1, 2.001)
-    schedule.put(2, 2.003)
+    schedule, checks, begun = schedule_of(loop)
+    schedule.put(checks[1], 2.001)
+    schedule.put(checks[2], 2.003)
     loop.now += 2.0
     loop.turn()
     assert sorted(begun) == [1, 2]
