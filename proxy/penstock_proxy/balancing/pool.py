@@ -15,7 +15,7 @@ whole service down.
 See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from penstock_proxy.balancing.ejections import Ejections
@@ -115,15 +115,23 @@ class Pool:
                 self._update_slow_start(now)
         self._update_rotation()
 
-    def set_weight(self, number: int, weight: int, name: str = "") -> None:
-        """The member gets another share from now on. `name`: which leads to its address now."""
-        member = self._by_number[number]
-        member.name = name
-        if member.weight != weight:
+    def set_weights(self, weights: Mapping[int, int]) -> None:
+        """Members get other shares from now on, by number."""
+        changed = [
+            (self._by_number[number], weight)
+            for number, weight in weights.items()
+            if number in self._by_number and self._by_number[number].weight != weight
+        ]
+        for member, weight in changed:
             member.weight = weight
+        if changed:
             self._use_policy(self._balance)
             self._policy.set_slow_start(self._slow_start.slow)
             self._update_rotation()
+
+    def set_name(self, number: int, name: str) -> None:
+        """This name leads to the member's address now."""
+        self._by_number[number].name = name
 
     def set_health(self, number: int, health: Health) -> None:
         """The member's checks are judged by this from now on."""

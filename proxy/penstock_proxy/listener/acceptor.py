@@ -12,7 +12,7 @@ import asyncio
 import logging
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from penstock_worker.listener.acceptor import EXHAUSTED, TRANSIENT
@@ -50,6 +50,8 @@ class Acceptor:
         self._started = False
         self._reading = False
         self._closed = False
+        self._draining = False
+        """What is queued is accepted, and nothing after it."""
         self._on_full = on_full
         self._on_exhausted = on_exhausted
         self._on_batch = on_batch
@@ -77,13 +79,13 @@ class Acceptor:
         if self._reading:
             # Every accept since the last call has succeeded.
             self.is_exhausted = False
-        if self._started and not self._reading and not self._closed:
+        if self._started and not (self._reading or self._closed or self._draining):
             self._reading = True
             self._loop.add_reader(self.listener, self._on_readable)
 
     def overdue(self, now: float) -> int:
         """How many have waited in the kernel's queue for longer than `max_wait_s`."""
-        if self._closed or not self._started:
+        if self._closed or self._draining or not self._started:
             return 0
         if self._reading and not self._accept_queue.was_occupied:
             return 0
@@ -95,7 +97,7 @@ class Acceptor:
     def waiting(self) -> int:
         """How many wait in the kernel's queue while nobody accepts. Of a unix socket only
         whether somebody does is known: a batch then."""
-        if self._reading or self._closed or not self._started:
+        if self._reading or self._closed or self._draining or not self._started:
             return 0
         if self._family != socket.AF_UNIX:
             return lingering_close.accept_queue_length(self.listener)
@@ -119,29 +121,40 @@ class Acceptor:
         self._accepted_count += 1
 
     def drain(self, refuse: Callable[[], bool] = lambda: False) -> None:
-        """Accept what the kernel has queued, then close: the clients see these as connected.
+        """`draining`, all of it at once."""
+        for _ in self.draining(refuse):
+            pass
+
+    def draining(self, refuse: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Accept what the kernel has queued, one in each step, then close: the clients see these
+        as connected. The socket stays open until the last one is accepted, so nobody is lost
+        between two steps; who connects meanwhile is accepted, too.
 
         `refuse` is called for each that cannot be accepted for want of a descriptor.
         """
-        if self._closed:
+        if self._closed or self._draining:
             return
+        self._pause()
+        self._draining = True
         try:
             # At most as many as can wait at a time, which is one more than the backlog: new ones
             # may come as fast as these are accepted.
             left = max_backlog() + 1 if self._started else 0
             while left > 0 and self._accept():
                 left -= 1
+                if self._on_batch is not None and left % _BATCH == 0:
+                    self._on_batch()
+                yield
             while left > 0 and self.is_exhausted and refuse():
                 left -= 1
+                yield
         except OSError as error:
             # The caller has more to drain, and nothing more can be done here.
             _log.error("cannot accept what was queued: %s", error.strerror)
         finally:
             if self._on_batch is not None:
                 self._on_batch()
-            self._pause()
-            self._closed = True
-            self.listener.close()
+            self.close()
 
     def close(self) -> None:
         """Accept no more. What waits is left to others that have the same socket."""

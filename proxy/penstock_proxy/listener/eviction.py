@@ -22,8 +22,11 @@ from penstock_proxy.errors import Fault
 
 GRACE_S: Final = 1.0
 """What a client has for its first request, or the rest of one, whoever waits."""
-MAX_LOOKS: Final = 2048
-"""Connections of one kind that are looked at in a tick: a turn of the loop works for no more."""
+MAX_LOOKS: Final = 512
+"""Connections that are looked at in one turn of the loop, those of all services together: to look
+at them and to put them in order takes half a millisecond."""
+MAX_ROUNDS: Final = 8
+"""In so many turns of one tick others are looked at, until as many were found as are wanted."""
 MAX_ENDED: Final = 512
 """Connections that are ended in a tick."""
 

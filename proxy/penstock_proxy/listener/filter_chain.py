@@ -10,7 +10,7 @@ A filter is made when the configuration first asks for it, and stays: connection
 it is switched off, and they are to leave it as they would have.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from penstock_proxy.errors import MAX_CONNECTIONS, Fault
@@ -118,12 +118,12 @@ class FilterChain:
             self._overload.unserved.append(router.waiting)
         self.sni_router = router if sni else None
 
-    def drain(self) -> None:
-        """Shorten the time that connections in the chain have."""
+    def draining(self) -> Iterator[None]:
+        """Shorten the time that connections in the chain have, of one in each step."""
         if self.proxy_protocol is not None:
-            self.proxy_protocol.drain()
+            yield from self.proxy_protocol.draining()
         if self._known_sni_router is not None:
-            self._known_sni_router.drain()
+            yield from self._known_sni_router.draining()
 
     # -- filters
 

@@ -98,20 +98,21 @@ class Listeners:
         if self._started:
             acceptor.start()
 
-    def keep_newest(self, count: int) -> None:
-        """Close all of its own but the newest. What waits in their queues is accepted first.
+    def keep_newest(self, count: int) -> Iterator[None]:
+        """Close all of its own but the newest. What waits in their queues is accepted first, one
+        in each step of what is returned.
 
         And so those of proxies that are away, if they are bound to an address that none of its own
         has any more: one that is away for ever gets no newer ones.
         """
-        while len(self._own) > count:
-            self._drain(self._own.pop(0))
+        stale = self._own[: max(0, len(self._own) - count)]
+        del self._own[: len(stale)]
         kept = [one.listener.getsockname() for one in self._own]
         for proxy, acceptors in tuple(self._taken_over.items()):
-            stale = [one for one in acceptors if one.listener.getsockname() not in kept]
-            self._taken_over[proxy] = [one for one in acceptors if one not in stale]
-            for acceptor in stale:
-                self._drain(acceptor)
+            gone = [one for one in acceptors if one.listener.getsockname() not in kept]
+            self._taken_over[proxy] = [one for one in acceptors if one not in gone]
+            stale += gone
+        return self._draining_of(stale)
 
     def resume(self) -> None:
         """There may be room again: accept."""
@@ -134,23 +135,29 @@ class Listeners:
         """How many clients wait to be accepted, and are not because there is no room."""
         return sum(one.waiting for one in self._all())
 
-    def refuse_overdue(self, now: float, fault: Fault, max_refused: int) -> int:
-        """Refuse those that have waited too long; returns how many."""
-        refused = 0
+    def refusing_overdue(self, now: float, fault: Fault, max_refused: int) -> Iterator[None]:
+        """Refuse those that have waited too long, one in each step."""
+        left = max_refused
         for acceptor in self._all():
-            for _ in range(min(acceptor.overdue(now), max_refused - refused)):
+            for _ in range(min(acceptor.overdue(now), left)):
                 if not self._overload.refuse(acceptor, fault):
                     break
-                refused += 1
-        return refused
+                left -= 1
+                yield
 
     def drain(self) -> None:
-        """Accept what waits, and nothing after it; refuse what cannot be accepted."""
+        """`draining`, all of it at once."""
+        for _ in self.draining():
+            pass
+
+    def draining(self) -> Iterator[None]:
+        """Accept what waits, one in each step, and nothing after it; refuse what cannot be
+        accepted."""
         self._draining = True
-        for acceptor in self._all():
-            self._drain(acceptor)
+        acceptors = [*self._all()]
         self._own.clear()
         self._taken_over.clear()
+        return self._draining_of(acceptors)
 
     def take_over(self, proxy: int, listener: socket.socket) -> None:
         """That proxy is away: accept from this listener of it too, until it is given back."""
@@ -169,9 +176,10 @@ class Listeners:
             acceptor.close()
             self._fd_budget.listeners -= 1
 
-    def _drain(self, acceptor: Acceptor) -> None:
-        acceptor.drain(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
-        self._fd_budget.listeners -= 1
+    def _draining_of(self, acceptors: list[Acceptor]) -> Iterator[None]:
+        for acceptor in acceptors:
+            yield from acceptor.draining(partial(self._overload.refuse, acceptor, NO_DESCRIPTORS))
+            self._fd_budget.listeners -= 1
 
     def _all(self) -> Iterator[Acceptor]:
         yield from tuple(self._own)

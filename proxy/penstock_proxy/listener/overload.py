@@ -17,7 +17,7 @@ But no client should wait for ever, so one that has waited for `timeouts.queue` 
 descriptor of the reserve, answered 503 (in mode tcp without an answer) and closed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +42,36 @@ _IDLE_S: Final = 1.0
 somebody has waited from one tick to the next."""
 _FOR_ROUTED: Final = 16
 """Places that are made at once for connections that were routed here by name."""
+_RESUMED_AT_ONCE: Final = 4
+"""Services that are full and looked at when a connection is closed: each tick looks at all."""
+
+
+class Sharing:
+    """The services of a process, which share its descriptors. They come and go."""
+
+    __slots__ = ("_next", "all", "full")
+
+    def __init__(self) -> None:
+        self.all: list[Overload] = []
+        self.full: dict[Overload, None] = {}
+        """Those that have left a connection waiting; as an ordered set."""
+        self._next = 0
+
+    def add(self, one: "Overload") -> None:
+        """It has come."""
+        self.all.append(one)
+
+    def remove(self, one: "Overload") -> None:
+        """It has gone."""
+        self.all.remove(one)
+        self.full.pop(one, None)
+
+    def in_turn(self) -> "Iterator[Overload]":
+        """All of them, from the one on that was not reached the last time."""
+        services = self.all
+        for _ in range(len(services)):
+            self._next = (self._next + 1) % len(services)
+            yield services[self._next]
 
 
 class Overload(AdmissionControl):
@@ -53,18 +83,18 @@ class Overload(AdmissionControl):
     def __init__(self, service: HttpContext) -> None:
         self._service = service
         config = service.config
-        self.is_full = False
-        """A connection was left waiting in a listener's queue."""
         self.unserved: list[Iterable[Endable]] = []
         """Connections that are not served yet and wait in a filter, each kind oldest first: those
         of every filter that the service has or had."""
-        self.sharing: list[Overload] = [self]
-        """All services of the process: they share its descriptors. One list for all, which
-        changes when services come and go."""
+        self.sharing = Sharing()
+        """One for all services of the process; see `share`."""
+        self.sharing.add(self)
         self._made_room_at = {MAX_CONNECTIONS.kind: NEVER, NO_DESCRIPTORS.kind: NEVER}
         self.on_crowded: Callable[[int], None] = lambda _: None
         """Is called with how many wait for connections that workers have to end; at most once
         a tick."""
+        self._has_seen_all = False
+        """There are no others than those that were looked at last."""
         self._asked = False
         """Workers were asked since the last tick. They have until the next one to end some."""
         self._log = OverloadLog(config.name)
@@ -84,7 +114,17 @@ class Overload(AdmissionControl):
         # Now, and not at the next tick: a client that connects before it has the new limit, too.
         self._update_client_limit()
 
+    def share(self, sharing: Sharing) -> None:
+        """It is one of these from now on; before anything is accepted."""
+        self.sharing = sharing
+        sharing.add(self)
+
     # -- admission
+
+    @property
+    def is_full(self) -> bool:
+        """A connection was left waiting in a listener's queue."""
+        return self in self.sharing.full
 
     def room(self) -> int:
         """How many more connections may be accepted; below 1: none."""
@@ -101,7 +141,7 @@ class Overload(AdmissionControl):
         if fault is None:
             return
         if not self.is_full:
-            self.is_full = True
+            self.sharing.full[self] = None
             self._service.counters.pauses[fault.kind] += 1
         self._log.full(fault, self._service.timers.now)
         ended = self._make_room(fault, _IDLE_S)
@@ -116,34 +156,39 @@ class Overload(AdmissionControl):
 
     def resume(self) -> None:
         """A connection was closed: accept again, also where somebody waits for its descriptors."""
-        for one in self.sharing:
-            if one.is_full and one.room() > 0:
-                one.is_full = False
-                one.listeners.resume()
+        full = self.sharing.full
+        if full:
+            first = (self,) if self in full else ()
+            for one in (*first, *islice(full, _RESUMED_AT_ONCE)):
+                if one in full and one.room() > 0:
+                    del full[one]
+                    one.listeners.resume()
 
     def resources_exhausted(self) -> None:
         """An accept failed for want of a descriptor or of memory, although we counted room."""
         self._service.counters.pauses["system"] += 1
         self._make_room(NO_DESCRIPTORS, _IDLE_S)
 
-    def tick(self, now: float) -> None:
+    def ticking(self, now: float) -> Iterator[None]:
         """Four times a second: make room for those that wait, refuse those that have waited too
-        long, and resume if there is room."""
+        long, and resume if there is room; a part in each step."""
         fault = self._limit_reached()
         listeners = self.listeners
         self._update_client_limit()
         ended = 0
         if fault is not None or listeners.is_exhausted:
             # They have waited since the last tick.
-            ended = self._make_room(fault or NO_DESCRIPTORS, 0.0)
+            ended = yield from self._making_room(fault or NO_DESCRIPTORS)
         if not self._asked:
             self._ask_workers(fault, ended)
         self._asked = False
-        self._log.refused(
-            listeners.refuse_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK)
-        )
+        refused = 0
+        for _ in listeners.refusing_overdue(now, fault or NO_DESCRIPTORS, _MAX_REFUSED_A_TICK):
+            refused += 1
+            yield
+        self._log.refused(refused)
         if fault is None:
-            self.is_full = False
+            self.sharing.full.pop(self, None)
             listeners.resume()
         self._log.tick(now)
 
@@ -199,22 +244,53 @@ class Overload(AdmissionControl):
     def _make_room(self, fault: Fault, min_idle_s: float, wanted: int = 0) -> int:
         """End connections for the clients that wait, or for `wanted`; at most once a tick.
 
-        Returns how many. They are closed when all that is ready now has been handled.
+        Returns how many. They are closed when all that is ready now has been handled, or a little
+        later if they are many.
         """
+        wanted = self._missing(fault, wanted)
+        return self._look(fault, min_idle_s, wanted) if wanted > 0 else 0
+
+    def _making_room(self, fault: Fault) -> Generator[None, None, int]:
+        """Likewise, for those that have waited since the last tick: look at some in each step,
+        until as many were found as are wanted."""
+        wanted, ended = self._missing(fault), 0
+        for _ in range(eviction.MAX_ROUNDS):
+            if ended >= wanted:
+                break
+            ended += self._look(fault, 0.0, wanted - ended)
+            if self._has_seen_all:
+                break
+            yield
+        return ended
+
+    def _missing(self, fault: Fault, wanted: int = 0) -> int:
+        """How many connections of clients have to end now; 0 if this was asked in this tick."""
         now = self._service.timers.now
-        wanted = min(wanted or self._wanted(fault), eviction.MAX_ENDED)
-        if wanted < 1 or self._made_room_at[fault.kind] == now:
+        if self._made_room_at[fault.kind] == now:
             return 0
-        sharing = self.sharing if fault is NO_DESCRIPTORS else [self]
-        for one in sharing:
+        wanted = min(wanted or self._wanted(fault), eviction.MAX_ENDED)
+        if wanted < 1:
+            return 0
+        for one in self.sharing.all if fault is NO_DESCRIPTORS else (self,):
             one._made_room_at[fault.kind] = now
         if fault is NO_DESCRIPTORS:
             wanted -= self._end_spare_upstreams(2 * wanted) // 2
-        if wanted < 1:
-            return 0
-        found = [candidate for one in sharing for candidate in one._candidates(now, min_idle_s)]
-        share = self._equal_share(sharing)
-        return self._end(eviction.choose(found, wanted, _count, share), fault)
+        return wanted
+
+    def _look(self, fault: Fault, min_idle_s: float, wanted: int) -> int:
+        """End up to `wanted` of those that are looked at in this turn; returns how many."""
+        now = self._service.timers.now
+        found: list[Candidate] = []
+        looks = eviction.MAX_LOOKS
+        for one in self.sharing.in_turn() if fault is NO_DESCRIPTORS else (self,):
+            looks -= one._add_candidates(found, looks, now, min_idle_s)
+            if looks < 1:
+                break
+        self._has_seen_all = looks > 0
+        share = self._equal_share(self.sharing.all if fault is NO_DESCRIPTORS else [self])
+        chosen = eviction.choose(found, wanted, _count, share)
+        self._service.reactor.slices.run(self._ending(chosen, fault))
+        return len(chosen)
 
     def _ask_workers(self, fault: Fault | None, ended: int) -> bool:
         """Ask workers that have the clients to end some, less those that were ended here.
@@ -235,7 +311,7 @@ class Overload(AdmissionControl):
     def _wanted(self, fault: Fault) -> int:
         """How many places are missing for those that wait."""
         if fault is NO_DESCRIPTORS:
-            waiting = sum(min(one.listeners.waiting, one._places()) for one in self.sharing)
+            waiting = sum(min(one.listeners.waiting, one._places()) for one in self.sharing.all)
         else:
             waiting = self.listeners.waiting
         # The system may have no descriptors although we have counted some.
@@ -255,17 +331,22 @@ class Overload(AdmissionControl):
         budget = self._service.fd_budget
         wanted = min(wanted, budget.upstreams - budget.clients)
         ended = 0
-        for one in self.sharing:
+        for one in self.sharing.all:
+            if ended >= wanted:
+                break
             ended += one._service.connections.end_oldest(wanted - ended)
         return ended
 
-    def _candidates(self, now: float, min_idle_s: float) -> Iterable[Candidate]:
-        """The service's connections that may be ended, of a bounded number that is looked at."""
-        connections = chain(
-            self._service.clients.next_batch(eviction.MAX_LOOKS),
-            *(islice(kind, eviction.MAX_LOOKS) for kind in self.unserved),
-        )
-        return eviction.candidates(connections, now, min_idle_s, self._holder)
+    def _add_candidates(
+        self, found: list[Candidate], looks: int, now: float, min_idle_s: float
+    ) -> int:
+        """Look at up to so many of the service's connections, and add those that may be ended.
+        Returns how many were looked at."""
+        # Those that are not served yet are always the same ones, the oldest: not all looks.
+        batch: list[Endable] = list(islice(chain.from_iterable(self.unserved), looks // 2))
+        batch += self._service.clients.next_batch(looks - len(batch))
+        found += eviction.candidates(batch, now, min_idle_s, self._holder)
+        return len(batch)
 
     def _holder(self, address: str) -> Holder:
         return self, network_of(address)
@@ -277,15 +358,14 @@ class Overload(AdmissionControl):
             capacity = min(capacity, limit)
         return eviction.equal_share(capacity, holders)
 
-    def _end(self, chosen: list[Candidate], fault: Fault) -> int:
-        ended = 0
+    def _ending(self, chosen: list[Candidate], fault: Fault) -> Iterator[None]:
         for one in chosen:
-            if one.connection.end_idle(fault):
-                ended += 1
+            # Its request may have come meanwhile, or it is closed.
+            if one.connection.idle_since == one.since and one.connection.end_idle(fault):
                 _overload_of(one.holder)._count_evicted(
                     "idle" if one.is_kept_alive else "no_request"
                 )
-        return ended
+            yield
 
     def _count_evicted(self, state: str) -> None:
         self._service.counters.evicted[state] += 1

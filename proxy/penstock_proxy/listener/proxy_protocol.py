@@ -12,6 +12,7 @@ has no such filter.
 """
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from penstock_proxy.errors import CLIENT_GONE, PROXY_HEADER, PROXY_UNTRUSTED, Fault
@@ -85,11 +86,13 @@ class ProxyProtocolFilter:
         else:
             self.callbacks.peer_known(stream, Peer(peer))
 
-    def drain(self) -> None:
-        """Shorten the time that waiting connections have."""
+    def draining(self) -> Iterator[None]:
+        """Shorten the time that waiting connections have, of one in each step."""
         self.timeout_s = min(self.timeout_s, DRAIN_S)
-        for reader in self.waiting:
-            reader.limit_time(self.timeout_s)
+        for reader in tuple(self.waiting):
+            if reader in self.waiting:
+                reader.limit_time(self.timeout_s)
+            yield
 
 
 class _HeaderReader(PeekedConnection):

@@ -9,6 +9,7 @@ A connection that is no TLS, or asks for no known name, stays with the service i
 """
 
 import asyncio
+from collections.abc import Iterator
 from typing import Protocol
 
 from penstock_proxy.errors import HELLO_TIMEOUT, Fault
@@ -65,11 +66,13 @@ class SniRouter:
         """Route a connection as soon as its server name is known."""
         _HelloReader(self, stream, peer, counted_address).start(self.timeout_s)
 
-    def drain(self) -> None:
-        """Shorten the time that waiting connections have."""
+    def draining(self) -> Iterator[None]:
+        """Shorten the time that waiting connections have, of one in each step."""
         self.timeout_s = min(self.timeout_s, DRAIN_S)
-        for reader in self.waiting:
-            reader.limit_time(self.timeout_s)
+        for reader in tuple(self.waiting):
+            if reader in self.waiting:
+                reader.limit_time(self.timeout_s)
+            yield
 
 
 class _HelloReader(PeekedConnection):

@@ -1,21 +1,29 @@
 """Commands of the supervisor: what a proxy process does for each message.
 
-Owns: one function for each message of `messages`. Must not know: how messages arrive, and how
-the process starts and ends; a `CommandTarget` supplies everything that commands act on.
+Owns: one function for each message of `messages`, and their order. A message is carried out when
+the one before it has been: some take many turns of the loop, because they work for many, and those
+behind them wait. Only PING does not wait. Must not know: how messages arrive, and how the process
+starts and ends; a `CommandTarget` supplies everything that commands act on.
 """
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from penstock_proxy import messages
-from penstock_proxy.config import ProxyConfig, Target
+from penstock_proxy.config import ProxyConfig, Target, reading_targets
+from penstock_proxy.net.reactor import Slices
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.runtime.services import CannotChangeError, Services
 from penstock_worker.channel.channel import Message
+
+Steps = Iterator[None] | None
+"""What is left to do of a command, a part in each step; None: nothing."""
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -25,11 +33,11 @@ class CommandTarget:
 
     services: Services
 
-    def configure(self, config: ProxyConfig) -> None:
+    def configuring(self, config: ProxyConfig) -> Iterator[None]:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
         raise NotImplementedError
 
-    def reconfigure(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> None:
+    def reconfiguring(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> Iterator[None]:
         """Bring the services to this configuration. OSError, CannotChangeError: nothing was
         changed."""
         raise NotImplementedError
@@ -38,7 +46,7 @@ class CommandTarget:
         """The process cannot start: report why, and exit."""
         raise NotImplementedError
 
-    def drain(self, finish_s: Mapping[str, float], within_s: float) -> None:
+    def draining(self, finish_s: Mapping[str, float], within_s: float) -> Iterator[None]:
         """Accept no more connections, finish what is in flight, exit.
 
         `finish_s`: by service, the seconds after which the rest is cut. `within_s`: the seconds
@@ -59,16 +67,53 @@ class CommandTarget:
         raise NotImplementedError
 
 
-def carry_out(process: CommandTarget, message: Any, handle: socket.socket | None) -> None:
-    """Carry out one message of the supervisor, which may have a socket attached."""
+class Commands:
+    """Carries out what was told, one after the other."""
+
+    def __init__(self, process: CommandTarget, slices: Slices) -> None:
+        self._process = process
+        self._slices = slices
+        self._waiting: deque[Callable[[], Steps]] = deque()
+        self._is_working = False
+
+    def take(self, message: Any, handle: socket.socket | None) -> None:
+        """A message of the supervisor has come, which may have a socket attached."""
+        if handle is None and message["cmd"] == messages.PING:
+            # It asks whether the process is stuck.
+            self._process.send({"cmd": messages.PONG})
+        else:
+            self.put(partial(carry_out, self._process, message, handle))
+
+    def put(self, command: Callable[[], Steps]) -> None:
+        """Do this when all is done that was told before."""
+        self._waiting.append(command)
+        if not self._is_working:
+            self._is_working = True
+            self._slices.run(self._working())
+
+    def _working(self) -> Iterator[None]:
+        while self._waiting:
+            command = self._waiting.popleft()
+            try:
+                yield from command() or ()
+            except Exception:  # noqa: BLE001 — whatever it is, it is that command's
+                # It must not cost the process those after this one.
+                _log.exception("a command of the supervisor could not be carried out")
+            yield
+        self._is_working = False
+
+
+def carry_out(process: CommandTarget, message: Any, handle: socket.socket | None) -> Steps:
+    """Carry out one message of the supervisor, which may have a socket attached. Returns what is
+    left to do."""
     if handle is not None:
         _take_socket(process, message, handle)
-        return
+        return None
     command = _COMMANDS.get(message["cmd"])
     if command is None:
         _log.warning("unknown command of the supervisor: %.80r", message["cmd"])
-    else:
-        command(process, message)
+        return None
+    return command(process, message)
 
 
 def _take_socket(process: CommandTarget, message: Message, handle: socket.socket) -> None:
@@ -92,38 +137,39 @@ def _link(process: CommandTarget, message: Message, handle: socket.socket) -> No
         handle.close()
 
 
-def _configure(process: CommandTarget, message: Message) -> None:
+def _configure(process: CommandTarget, message: Message) -> Iterator[None]:
     try:
-        process.configure(ProxyConfig.model_validate(message["config"]))
+        config = yield from ProxyConfig.reading(message["config"])
+        yield from process.configuring(config)
     except (ValidationError, OSError) as error:
         process.fail(str(error))
 
 
-def _reconfigure(process: CommandTarget, message: Message) -> None:
+def _reconfigure(process: CommandTarget, message: Message) -> Iterator[None]:
     error = ""
     try:
-        config = ProxyConfig.model_validate(message["config"])
-        process.reconfigure(config, message.get("finish", {}))
+        config = yield from ProxyConfig.reading(message["config"])
+        yield from process.reconfiguring(config, message.get("finish", {}))
     except (ValidationError, OSError, CannotChangeError) as cause:
         error = str(cause)
     process.send({"cmd": messages.RECONFIGURED, "seq": message["seq"], "error": error})
 
 
-def _upstreams(process: CommandTarget, message: Message) -> None:
+def _upstreams(process: CommandTarget, message: Message) -> Iterator[None]:
     try:
-        targets = [Target.model_validate(one) for one in message["targets"]]
-        process.services.change_upstreams(message["service"], targets)
+        targets = yield from reading_targets(message["targets"])
+        yield from process.services.changing_upstreams(message["service"], targets)
     except (ValidationError, OSError) as error:
         _log.error("the upstreams of %s stay as they were: %s", message["service"], error)
 
 
-def _accept(process: CommandTarget, _: Message) -> None:
-    process.services.start()
+def _accept(process: CommandTarget, _: Message) -> Steps:
+    return process.services.starting()
 
 
-def _unlisten(process: CommandTarget, message: Message) -> None:
-    if (service := process.services.by_name.get(message["service"])) is not None:
-        service.keep_newest_listeners(message["keep"])
+def _unlisten(process: CommandTarget, message: Message) -> Steps:
+    service = process.services.by_name.get(message["service"])
+    return None if service is None else service.keep_newest_listeners(message["keep"])
 
 
 def _tls(process: CommandTarget, message: Message) -> None:
@@ -131,13 +177,15 @@ def _tls(process: CommandTarget, message: Message) -> None:
         service.filter_chain.make_tls_acceptor().begin_certificates(message)
 
 
-def _certificate(process: CommandTarget, message: Message) -> None:
+def _certificate(process: CommandTarget, message: Message) -> Iterator[None]:
     service = process.services.by_name.get(message["service"])
     tls_acceptor = None if service is None else service.filter_chain.tls_acceptor
     if service is None or tls_acceptor is None:
         return
     try:
+        # One certificate is loaded here, and is the whole of a step.
         is_complete = tls_acceptor.add_certificate(message)
+        yield
     except OSError as error:
         # An error of OpenSSL or the system: the supervisor has loaded the same certificates.
         why = f"cannot use the certificates of {message['service']}: {error}"
@@ -149,12 +197,11 @@ def _certificate(process: CommandTarget, message: Message) -> None:
             process.fail(why)
     else:
         if is_complete:
-            service.certificates_changed()
+            yield from service.certificates_changed()
 
 
-def _uncover(process: CommandTarget, message: Message) -> None:
-    for service in process.services.by_name.values():
-        service.listeners.give_back(message["proxy"])
+def _uncover(process: CommandTarget, message: Message) -> Steps:
+    return process.services.giving_back(message["proxy"])
 
 
 def _unlink(process: CommandTarget, message: Message) -> None:
@@ -240,19 +287,19 @@ def _confirm(process: CommandTarget, message: Message) -> None:
         )
 
 
-def _drain(process: CommandTarget, message: Message) -> None:
-    process.drain(message["finish"], message["within"])
+def _drain(process: CommandTarget, message: Message) -> Steps:
+    return process.draining(message["finish"], message["within"])
 
 
-def _reopen(process: CommandTarget, _: Message) -> None:
-    process.services.reopen_logs()
+def _reopen(process: CommandTarget, _: Message) -> Steps:
+    return process.services.reopening_logs()
 
 
 def _stats(process: CommandTarget, message: Message) -> None:
     process.answer_stats(message["seq"])
 
 
-_COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
+_COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], Steps]]] = {
     messages.CONFIGURE: _configure,
     messages.RECONFIGURE: _reconfigure,
     messages.UPSTREAMS: _upstreams,
@@ -271,7 +318,6 @@ _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], None]]] = {
     messages.STATS: _stats,
     messages.TLS: _tls,
     messages.CERTIFICATE: _certificate,
-    messages.PING: lambda process, _: process.send({"cmd": messages.PONG}),
     messages.REOPEN: _reopen,
     messages.DRAIN: _drain,
 }

@@ -5,6 +5,8 @@ listeners, ends what is idle and finishes the rest; what has not ended in time i
 sockets, tasks and log are closed, and nobody refers to it. Must not know: why it was removed.
 """
 
+from collections.abc import Iterator
+
 from penstock_proxy.metrics import Series, series
 from penstock_proxy.runtime import stats
 from penstock_proxy.runtime.cuts import Cuts
@@ -25,7 +27,10 @@ class LeavingService:
         self._cuts = cuts
         self._gone_at = now + finish_s + last_close_s
         self._cut = cuts.cut_service(service, finish_s)
-        service.drain()
+
+    def draining(self) -> Iterator[None]:
+        """Accept what waits, and tell what is idle to end; a part in each step."""
+        return self.service.draining()
 
     def cut_within(self, seconds: float) -> None:
         """The process stops: the earlier end holds."""
@@ -39,13 +44,12 @@ class LeavingService:
     def is_empty(self) -> bool:
         """It has no client here. Workers may still have some that were handed over to them."""
         counters = self.service.counters
-        return not counters.active + counters.in_flight
+        return self.service.has_drained and not counters.active + counters.in_flight
 
-    def close(self) -> Series:
-        """Close what is left; returns what it had counted."""
+    def closing(self) -> Iterator[None]:
+        """Close what is left, a part in each step."""
         self._cut.cancel()
-        self.service.close()
-        return self.series()
+        return self.service.closing()
 
     def series(self) -> Series:
         """What it has counted so far."""

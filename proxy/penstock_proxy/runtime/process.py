@@ -14,7 +14,6 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from penstock_proxy.config import ProxyConfig
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
-from penstock_proxy.runtime.commands import CommandTarget, carry_out
+from penstock_proxy.runtime.commands import Commands, CommandTarget
 from penstock_proxy.runtime.cuts import Cuts
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.runtime.services import (
@@ -65,6 +64,7 @@ class Proxy(CommandTarget, Reports):
                 loop, self._reactor, self._timers, self._fd_budget, self._spare, self._cuts, self
             )
         )
+        self.commands = Commands(self, self._reactor.slices)
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()
         self._finished: asyncio.Future[int] = loop.create_future()
@@ -96,16 +96,15 @@ class Proxy(CommandTarget, Reports):
 
     # -- what commands act on
 
-    def configure(self, config: ProxyConfig) -> None:
+    def configuring(self, config: ProxyConfig) -> Iterator[None]:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
-        # At once, not in `run`: the next message may have arrived with this one.
-        self.services.configure(config)
+        yield from self.services.configuring(config)
         counted = self._fd_budget.open
         self._fd_budget.other += max(0, stats.open_descriptors() - counted)
         self._fd_budget.check()
         self._configured.set_result(None)
 
-    def reconfigure(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> None:
+    def reconfiguring(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> Iterator[None]:
         """Bring the services to this configuration. OSError, CannotChangeError: nothing was
         changed."""
         if self._draining:
@@ -113,30 +112,33 @@ class Proxy(CommandTarget, Reports):
             # the next process is started with what is in force then.
             self.services.cut_within(finish_s)
         else:
-            self.services.reconfigure(config, finish_s)
+            yield from self.services.reconfiguring(config, finish_s)
 
     def fail(self, reason: str) -> None:
         """The process cannot start: report why, and exit."""
         self.send({"cmd": messages.FAILED, "reason": reason})
         self._finish(EXIT_FAILED)
 
-    def drain(self, finish_s: Mapping[str, float], within_s: float) -> None:
+    def draining(self, finish_s: Mapping[str, float], within_s: float) -> Iterator[None]:
         """Accept no more connections, finish what is in flight, exit.
 
         `finish_s`: by service, the seconds after which the rest is cut. `within_s`: the seconds
         after which the process exits in any case.
         """
-        if not self._draining:
-            self._draining = True
-            self.services.drain()
         self.services.cut_within(finish_s)
         self._loop.call_later(within_s, self._finish, 0)
+        if not self._draining:
+            self._draining = True
+            yield from self.services.draining()
         self._leave_when_empty()
 
     def terminate(self) -> None:
         """Somebody has sent TERM to this process: drain, within the times of the configuration."""
+        self.commands.put(self._terminating)
+
+    def _terminating(self) -> Iterator[None]:
         times = {name: one.timeouts.stop for name, one in self.services.by_name.items()}
-        self.drain(times, max(times.values(), default=0.0) + LAST_CLOSE_S)
+        return self.draining(times, max(times.values(), default=0.0) + LAST_CLOSE_S)
 
     def cut_worker(self, service: Service, member: int, finish_s: float) -> None:
         """Cut what this process of a worker still has after `finish_s` seconds."""
@@ -231,7 +233,7 @@ async def _serve(sock: Any) -> int:
     proxy = Proxy(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, proxy.terminate)
-    supervisor = Channel(loop, sock, partial(carry_out, proxy), proxy.supervisor_lost)
+    supervisor = Channel(loop, sock, proxy.commands.take, proxy.supervisor_lost)
     try:
         return await proxy.run(supervisor)
     finally:

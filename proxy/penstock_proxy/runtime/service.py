@@ -9,10 +9,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from random import random
 from time import monotonic
 from typing import Final
 
+from penstock_proxy.balancing.check_schedule import CheckSchedule
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.outlier_detection import OutlierDetection, Recent
@@ -47,6 +49,8 @@ class Service(HttpContext):
     wanted: ServiceConfig
     """What it was configured with last. `config` is the same, but that TLS is not spoken before
     the certificates are there."""
+    has_drained = False
+    """All that there is has been told to end, and nobody comes any more."""
     _accepting = False
     _queue_wake_pending = False
     """The queue will be served in the next iteration of the event loop."""
@@ -63,10 +67,12 @@ class Service(HttpContext):
         log: AccessLog | None,
         on_rotation: Callable[[Member, str, Recent], None],
         on_answer: Callable[[Member, bool], None] = lambda *_: None,
+        check_schedule: CheckSchedule | None = None,
     ) -> None:
         """`on_rotation(member, reason, recent)` is called when a worker enters or leaves the
         rotation, `on_answer(member, answered)` as `HealthChecker` says. `recent`: of one that is
-        ejected, what it and all others had since it came."""
+        ejected, what it and all others had since it came. `check_schedule`: that of all services
+        of the process."""
         self._on_rotation = on_rotation
         self._telling = iter(())
         self.wanted = config
@@ -84,6 +90,7 @@ class Service(HttpContext):
             clock=monotonic,
             probe=self._probe(),
             on_answer=on_answer,
+            schedule=check_schedule,
         )
         self.tick(timers.now)
 
@@ -121,9 +128,13 @@ class Service(HttpContext):
 
         Its listeners, its members, their checks and its access log are not changed by this.
         """
-        for _ in self._telling:
-            # They are told of one change after the other.
+        for _ in self.configuring(config):
             pass
+
+    def configuring(self, config: ServiceConfig) -> Iterator[None]:
+        """`configure`, for the last one of these steps. Those that are open are told in slices."""
+        # They are told of one change after the other.
+        yield from self._telling
         self.wanted = config
         if config.tls and not (self.config.tls or self.filter_chain.has_certificates):
             # Until then its clients go on to speak as they do.
@@ -158,16 +169,19 @@ class Service(HttpContext):
                     client.use_rewriter(self.rewriter)
                 client.timeouts_changed(timeouts)
 
-            self._telling = self.clients.each(tell)
+            self._telling = chain(self.clients.each(tell), self._telling_relays())
             self.reactor.slices.run(self._telling)
-        for relay in self.relays.values():
-            if isinstance(relay, ClientHalf):
-                relay.timeouts = config.timeouts
 
-    def certificates_changed(self) -> None:
+    def _telling_relays(self) -> Iterator[None]:
+        for owner, relay in tuple(self.relays.items()):
+            if isinstance(relay, ClientHalf) and self.relays.get(owner) is relay:
+                relay.timeouts = self.timeouts
+            yield
+
+    def certificates_changed(self) -> Iterator[None]:
         """A set of certificates is complete: it may be the first one."""
         if self.config.tls != self.wanted.tls:
-            self.configure(self.wanted)
+            yield from self.configuring(self.wanted)
         self._start_listeners()
 
     def start(self) -> None:
@@ -184,9 +198,10 @@ class Service(HttpContext):
         self.listeners.add(listener)
         self._update_port()
 
-    def keep_newest_listeners(self, count: int) -> None:
-        """Close the listeners but the newest ones; what waits in their queues is accepted."""
-        self.listeners.keep_newest(count)
+    def keep_newest_listeners(self, count: int) -> Iterator[None]:
+        """Close the listeners but the newest ones; what waits in their queues is accepted, one in
+        each step."""
+        yield from self.listeners.keep_newest(count)
         self._update_port()
 
     def _update_port(self) -> None:
@@ -215,14 +230,14 @@ class Service(HttpContext):
             self.dispatcher.remove(member)
         self.counters.keep_only(self.pool.members)
 
-    def configure_checks(self, targets: Sequence[Target]) -> None:
+    def configuring_checks(self, targets: Sequence[Target]) -> Iterator[None]:
         """Check these members as their targets, or else the service's configuration, say. A worker
         may keep what it was added with: it is about to be replaced, and its successor has the
-        new settings."""
+        new settings. One in each step."""
         for target in targets:
             if self.pool.has(target.member):
                 self.pool.set_health(target.member, target.health or self.config.health)
-        self.health_checker.configure(self._probe())
+        yield from self.health_checker.configuring(self._probe())
 
     def hold_member(self, number: int, reason: str) -> None:
         """The worker may hang: it gets nothing new, and what it has not taken goes to others."""
@@ -343,7 +358,7 @@ class Service(HttpContext):
         ):
             self.pool.eject(worst.member, now, worst.description)
         yield
-        self.overload.tick(now)
+        yield from self.overload.ticking(now)
         if self.stopping:
             yield from self._close_half_closed()
 
@@ -363,21 +378,30 @@ class Service(HttpContext):
         # `worker_connections` has only those that were established: failed ones are added.
         return {m: counts.worker_connections[m] + m.total_failures for m in members}
 
-    def close(self) -> None:
+    def closing(self) -> Iterator[None]:
         """It was removed, and its time is over: nothing of it is left open but clients whose
-        connection is about to end. Nobody is told any more."""
+        connection is about to end. Nobody is told any more. One member in each step."""
         self._on_rotation = _ignore
         self.overload.rejections.close()
         for member in self.pool.members:
             self.remove_member(member.number)
+            yield
         self.counters.panic = 0
 
     def drain(self) -> None:
-        """Accept no more connections, close idle ones, let the rest finish."""
-        self.listeners.drain()
+        """Accept no more connections, close idle ones, let the rest finish; in slices."""
+        self.reactor.slices.run(self.draining())
+
+    def draining(self) -> Iterator[None]:
+        """`drain`, a part in each step. Only when who waits to be accepted is there, others are
+        told to end: a connection that comes after that would not be told."""
+        yield from self.listeners.draining()
         self.stopping = self.connections.stopping = True
-        self.filter_chain.drain()
-        self.reactor.slices.run(self.clients.each(lambda client: client.stop()))
+        yield from self.filter_chain.draining()
+        yield from self.clients.each(lambda client: client.stop())
+        self.has_drained = True
+        # Also who has nobody to tell is a step: there may be many of these.
+        yield
 
 
 def _ignore(member: Member, reason: str, recent: Recent) -> None:

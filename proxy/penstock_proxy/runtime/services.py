@@ -10,13 +10,15 @@ another PROXY header, is closed between two requests.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from penstock_proxy.balancing.check_schedule import CheckSchedule
 from penstock_proxy.balancing.outlier_detection import Recent
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
+from penstock_proxy.listener.overload import Sharing
 from penstock_proxy.metrics import Series, merge
 from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
@@ -30,9 +32,6 @@ from penstock_proxy.runtime.service import Service
 from penstock_proxy.runtime.upstreams import Upstreams
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_worker.net import lingering_close
-
-if TYPE_CHECKING:
-    from penstock_proxy.listener.overload import Overload
 
 LAST_CLOSE_S: Final = 1.0
 """When the rest was cut: for clients to take what they were sent last."""
@@ -88,7 +87,8 @@ class Services:
         """The listeners listen."""
         self._entries: dict[str, _Entry] = {}
         self._logs = AccessLogs(shared.loop, shared.fd_budget)
-        self._overloads: list[Overload] = []
+        self._sharing = Sharing()
+        self._check_schedule = CheckSchedule(shared.loop)
         self._scheduling = Scheduling()
         self._group: asyncio.TaskGroup | None = None
         """While `run_checks` runs."""
@@ -98,14 +98,17 @@ class Services:
 
     # -- the configuration
 
-    def configure(self, config: ProxyConfig) -> None:
-        """Make the services, for the first time. OSError: a log cannot be opened."""
+    def configuring(self, config: ProxyConfig) -> Iterator[None]:
+        """Make the services, for the first time, one in each step. OSError: a log cannot be
+        opened."""
         for one in config.services:
             self._add(one, self._logs.open(one))
-        self._connect()
+            yield
+        yield from self._connecting()
 
-    def reconfigure(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> None:
-        """Bring all services to this configuration. New ones get their listeners later.
+    def reconfiguring(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> Iterator[None]:
+        """Bring all services to this configuration, a part in each step. New ones get their
+        listeners later. No other change may begin before this one has ended.
 
         `finish_s`: by the name of a service that is removed, the seconds after which the rest is
         cut; by default its own `timeouts.stop`. OSError, CannotChangeError: nothing was changed.
@@ -114,27 +117,33 @@ class Services:
         for name, one in wanted.items():
             if name in self.by_name:
                 _refuse_other_kind(self.by_name[name].config, one)
-            _check_addresses(one.targets)
-        logs = self._open_logs(wanted)
+            yield from _checking_addresses(one.targets)
+        logs = yield from self._opening_logs(wanted)
         for name in self.by_name.keys() - wanted.keys():
             service = self.by_name[name]
-            self._remove(name, finish_s.get(name, service.timeouts.stop))
+            yield from self._removing(name, finish_s.get(name, service.timeouts.stop))
         for name, one in wanted.items():
             if name not in self.by_name:
-                self._add(one.model_copy(update={"listeners": ()}), logs[name])
+                self._add(one.model_copy(update={"listeners": (), "targets": ()}), logs[name])
+                for target in one.targets:
+                    self.by_name[name].add_member(target)
+                    yield
+                yield
             else:
-                self._change(self._entries[name], one, logs.get(name))
-        self._connect()
+                yield from self._changing(self._entries[name], one, logs.get(name))
+        yield from self._connecting()
 
-    def change_upstreams(self, name: str, targets: Sequence[Target]) -> None:
-        """A service has these upstreams from now on. OSError: one of them has no address, and
-        nothing was changed."""
+    def changing_upstreams(self, name: str, targets: Sequence[Target]) -> Iterator[None]:
+        """A service has these upstreams from now on; one in each step. OSError: one of them has no
+        address, and nothing was changed."""
         if (entry := self._entries.get(name)) is not None:
-            _check_addresses(targets)
-            entry.upstreams.update(targets, self._shared.timers.now)
-            entry.service.configure_checks(targets)
+            yield from _checking_addresses(targets)
+            yield from entry.upstreams.updating(targets, self._shared.timers.now)
+            yield from entry.service.configuring_checks(targets)
 
-    def _open_logs(self, wanted: Mapping[str, ServiceConfig]) -> dict[str, OpenedLog]:
+    def _opening_logs(
+        self, wanted: Mapping[str, ServiceConfig]
+    ) -> Generator[None, None, dict[str, OpenedLog]]:
         """The logs of new services, and of those whose log is another one from now on."""
         opened: dict[str, OpenedLog] = {}
         try:
@@ -142,6 +151,7 @@ class Services:
                 present = self.by_name.get(name)
                 if present is None or not is_same_log(present.wanted, config):
                     opened[name] = self._logs.open(config)
+                yield
             self._shared.fd_budget.check()
         except OSError:
             for one in opened.values():
@@ -160,11 +170,11 @@ class Services:
             opened.log,
             partial(shared.reports.rotation_changed, name),
             partial(shared.reports.check_answered, name),
+            self._check_schedule,
         )
         service.overload.spare = shared.spare
         service.overload.on_crowded = partial(shared.reports.crowded, name)
-        service.overload.sharing = self._overloads
-        self._overloads.append(service.overload)
+        service.overload.share(self._sharing)
         self.by_name[name] = service
         self._entries[name] = _Entry(service, Upstreams(service, shared.cuts))
         if self.accepting:
@@ -172,28 +182,33 @@ class Services:
         if self._group is not None:
             self._start_checks(service, self._group)
 
-    def _change(self, entry: _Entry, config: ServiceConfig, opened: OpenedLog | None) -> None:
+    def _changing(
+        self, entry: _Entry, config: ServiceConfig, opened: OpenedLog | None
+    ) -> Iterator[None]:
         service = entry.service
         before = service.wanted
         if _settings(before) != _settings(config):
-            service.configure(config)
-        entry.upstreams.update(config.targets, self._shared.timers.now)
-        service.configure_checks(config.targets)
+            yield from service.configuring(config)
+        yield from entry.upstreams.updating(config.targets, self._shared.timers.now)
+        yield from service.configuring_checks(config.targets)
         if opened is not None:
             self._logs.exchange(service, opened, before)
+        yield
 
-    def _remove(self, name: str, finish_s: float) -> None:
+    def _removing(self, name: str, finish_s: float) -> Iterator[None]:
         del self._entries[name]
         service, shared = self.by_name.pop(name), self._shared
-        self.leaving.append(
-            LeavingService(service, shared.cuts, shared.timers.now, finish_s, LAST_CLOSE_S)
-        )
+        leaving = LeavingService(service, shared.cuts, shared.timers.now, finish_s, LAST_CLOSE_S)
+        self.leaving.append(leaving)
+        return leaving.draining()
 
-    def _connect(self) -> None:
-        """Some services have come, gone or changed: what depends on all of them."""
+    def _connecting(self) -> Iterator[None]:
+        """Some services have come, gone or changed: what depends on all of them, one in each
+        step."""
         chains = {name: service.filter_chain for name, service in self.by_name.items()}
-        for service in self.by_name.values():
+        for service in tuple(self.by_name.values()):
             service.filter_chain.set_sni_routes(chains)
+            yield
         if self.by_name:
             self._scheduling.let_workers_finish(
                 all(one.config.scheme == "handoff" for one in self.by_name.values())
@@ -201,11 +216,12 @@ class Services:
 
     # -- while the process runs
 
-    def start(self) -> None:
-        """The listeners listen: accept from now on."""
+    def starting(self) -> Iterator[None]:
+        """The listeners listen: accept from now on; one service in each step."""
         self.accepting = True
         for service in self.by_name.values():
             service.start()
+            yield
 
     async def run_checks(self, finished: "asyncio.Future[int]") -> None:
         """Check the workers of all services until the process ends."""
@@ -230,21 +246,23 @@ class Services:
         for service in self._all():
             yield from service.ticking(now)
         for entry in tuple(self._entries.values()):
-            entry.upstreams.tick(now)
+            yield from entry.upstreams.ticking(now)
             yield
         for one in tuple(self.leaving):
             if one.is_gone(now):
-                self._gone(one)
+                yield from self._going(one)
                 yield
 
-    def _gone(self, one: LeavingService) -> None:
+    def _going(self, one: LeavingService) -> Iterator[None]:
         service = one.service
-        self.leaving.remove(one)
-        self._overloads.remove(service.overload)
         if (check := self._checks.pop(service, None)) is not None:
             check.cancel()
+        yield from one.closing()
+        # At once: whoever asks meanwhile for what it has counted is told.
+        self.leaving.remove(one)
+        self._sharing.remove(service.overload)
         name = service.config.name
-        self._departed[name] = merge((self._departed.get(name, {}), one.close()))
+        self._departed[name] = merge((self._departed.get(name, {}), one.series()))
         self._logs.close(service)
 
     def named(self, name: str) -> Iterator[Service]:
@@ -258,9 +276,10 @@ class Services:
 
     # -- its end
 
-    def drain(self) -> None:
-        """Accept no more connections, close idle ones, let the rest finish."""
-        self._shared.reactor.slices.run(map(Service.drain, tuple(self.by_name.values())))
+    def draining(self) -> Iterator[None]:
+        """Accept no more connections, close idle ones, let the rest finish; a part in each step."""
+        for service in tuple(self.by_name.values()):
+            yield from service.draining()
 
     def cut_within(self, finish_s: Mapping[str, float]) -> None:
         """Cut what services still have after so many seconds, by name."""
@@ -273,8 +292,11 @@ class Services:
 
     @property
     def is_empty(self) -> bool:
-        """No client is left in this process."""
-        return not any(one.counters.active + one.counters.in_flight for one in self._all())
+        """It has drained, and no client is left in this process."""
+        return all(
+            one.has_drained and not one.counters.active + one.counters.in_flight
+            for one in self._all()
+        )
 
     def close_logs(self) -> None:
         """Write what waits, and close all logs."""
@@ -282,11 +304,18 @@ class Services:
             if (log := service.error_log.access_log) is not None:
                 log.close()
 
-    def reopen_logs(self) -> None:
-        """Open all log files anew."""
+    def reopening_logs(self) -> Iterator[None]:
+        """Open all log files anew, one in each step."""
         for service in self._all():
             if (log := service.error_log.access_log) is not None:
                 log.reopen()
+            yield
+
+    def giving_back(self, proxy: int) -> Iterator[None]:
+        """That proxy is back: leave its listeners to it, those of one service in each step."""
+        for service in tuple(self.by_name.values()):
+            service.listeners.give_back(proxy)
+            yield
 
     # -- statistics
 
@@ -309,11 +338,12 @@ def _settings(config: ServiceConfig) -> ServiceConfig:
     return config.model_copy(update={"targets": (), "listeners": ()})
 
 
-def _check_addresses(targets: Sequence[Target]) -> None:
+def _checking_addresses(targets: Sequence[Target]) -> Iterator[None]:
     """OSError: one of them is not an address. Names have been resolved by the supervisor."""
     for target in targets:
         if target.address:
             socket_address(parse_address(target.address))
+        yield
 
 
 def _refuse_other_kind(before: ServiceConfig, after: ServiceConfig) -> None:

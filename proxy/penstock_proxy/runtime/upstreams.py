@@ -8,7 +8,7 @@ new ones have passed their first check nobody else could serve. What it has in f
 and cut when the service's time to stop is over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -32,24 +32,30 @@ class Upstreams:
         self._leaving: dict[int, float] = {}
         """By number: when it is removed at the latest."""
 
-    def update(self, targets: Sequence[Target], now: float) -> None:
-        """Bring the pool in line with the targets, by number. An upstream keeps its state, and
-        the slot by which it is counted."""
+    def updating(self, targets: Sequence[Target], now: float) -> Iterator[None]:
+        """Bring the pool in line with the targets, by number, one in each step. An upstream keeps
+        its state, and the slot by which it is counted."""
         pool = self._service.pool
+        weights: dict[int, int] = {}
         for target in targets:
             if not target.upstream:
                 if pool.has(target.member):
-                    pool.set_weight(target.member, target.weight)
+                    pool.set_name(target.member, "")
+                    weights[target.member] = target.weight
             elif self._has(target):
                 self._leaving.pop(target.member, None)
-                pool.set_weight(target.member, target.weight, target.name)
+                pool.set_name(target.member, target.name)
+                weights[target.member] = target.weight
             else:
                 self._service.add_member(target)
+            yield
+        pool.set_weights(weights)
+        yield
         wanted = {target.member for target in targets}
         for member in pool.members:
             if member.is_upstream and member.number not in wanted:
                 self._leaving.setdefault(member.number, now + _WAIT_FOR_OTHERS_S)
-        self.tick(now)
+        yield from self.ticking(now)
 
     def _has(self, target: Target) -> bool:
         """Is it there? One with another address is another server: the old one leaves at once."""
@@ -58,20 +64,22 @@ class Upstreams:
             return False
         if pool.member(target.member).address == target.address:
             return True
+        self._leaving.pop(target.member, None)
         self._remove(pool.member(target.member))
         return False
 
-    def tick(self, now: float) -> None:
-        """Remove those that are not needed any more."""
+    def ticking(self, now: float) -> Iterator[None]:
+        """Remove those that are not needed any more, one in each step."""
         if not self._leaving:
             return
         pool, leaving = self._service.pool, self._leaving
         others = (one for one in pool.members if one.number not in leaving)
         others_serve = any(one.state is MemberState.UP for one in others)
         for number, at_latest in tuple(leaving.items()):
-            if others_serve or at_latest <= now:
-                del leaving[number]
+            # It may have come back meanwhile, or have been removed for another.
+            if (others_serve or at_latest <= now) and leaving.pop(number, None) is not None:
                 self._remove(pool.member(number))
+                yield
 
     def _remove(self, member: Member) -> None:
         service = self._service

@@ -57,47 +57,52 @@ class Certificate:
 
 
 class Contexts:
-    """Made once from a complete set of certificates. ssl.SSLError: OpenSSL refuses one."""
+    """The contexts of one set of certificates."""
 
-    def __init__(self, settings: TlsSettings, certificates: Sequence[Certificate]) -> None:
-        """The first certificate is the default, for names that none of them has."""
-        made: dict[tuple[str, ...], tuple[ssl.SSLContext, set[str]]] = {}
-        by_name: list[tuple[str, ssl.SSLContext]] = []
+    def __init__(self, settings: TlsSettings, certificates: Sequence[Certificate] = ()) -> None:
+        """The first certificate is the default, for names that none of them has. ssl.SSLError:
+        OpenSSL refuses one."""
+        self._settings = settings
+        self._made: dict[tuple[str, ...], tuple[ssl.SSLContext, set[str]]] = {}
+        self._by_name: ServerNameMap[ssl.SSLContext] | None = None
         for certificate in certificates:
-            names = tuple(sorted(certificate.names))
-            context, kinds = made.get(names, (None, set()))
-            if context is None or certificate.kind in kinds:
-                context = _context(settings)
-                kinds = set()
-                made.setdefault(names, (context, kinds))
-            kinds.add(certificate.kind)
-            _load(context, certificate)
-            by_name += [(name, context) for name in names]
-            if certificate is certificates[0]:
-                first = context
-        self._by_name = ServerNameMap(by_name, first)
+            self.add(certificate)
+
+    def add(self, certificate: Certificate) -> None:
+        """Load one more. ssl.SSLError: OpenSSL refuses it."""
+        names = tuple(sorted(certificate.names))
+        context, kinds = self._made.get(names, (None, set()))
+        if context is None or certificate.kind in kinds:
+            context = _context(self._settings)
+            kinds = set()
+            self._made.setdefault(names, (context, kinds))
+        kinds.add(certificate.kind)
+        _load(context, certificate)
+        if self._by_name is None:
+            self._by_name = ServerNameMap((), context)
+        self._by_name.add((name, context) for name in names)
 
     def for_name(self, name: str) -> ssl.SSLContext:
         """The context for `name`, which is in lower case. Empty: the default context."""
+        assert self._by_name is not None, "there is a certificate"
         return self._by_name.lookup(name)
 
 
 class ContextsBuilder:
-    """Receives a set over the channel: the settings first, then one certificate a message."""
+    """Receives a set over the channel: the settings first, then one certificate a message. Each is
+    loaded when it comes: for OpenSSL that is a good part of a turn of the loop."""
 
     def __init__(self, message: dict[str, Any]) -> None:
-        self._settings = TlsSettings(**message["terms"])
-        self._expected: int = message["of"]
-        self._certificates: list[Certificate] = []
+        self._contexts = Contexts(TlsSettings(**message["terms"]))
+        self._missing: int = message["of"]
 
     def add(self, message: dict[str, Any]) -> Contexts | None:
         """Add one; returns the contexts if it was the last. ssl.SSLError, OSError."""
-        self._certificates.append(
+        self._contexts.add(
             Certificate(message["chain"], message["key"], tuple(message["names"]), message["kind"])
         )
-        if len(self._certificates) < self._expected:
-            return None
-        return Contexts(self._settings, self._certificates)
+        self._missing -= 1
+        return None if self._missing else self._contexts
 
 
 def _context(settings: TlsSettings) -> ssl.SSLContext:

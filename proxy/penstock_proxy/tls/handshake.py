@@ -15,7 +15,7 @@ needs a few round trips; the oldest handshake is the least likely to finish.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from penstock_proxy.errors import Fault
@@ -267,10 +267,16 @@ class TlsAcceptor:
         """Act on the service's configuration as it is now, also for handshakes in progress."""
         before, self.timeout_s = self.timeout_s, self._service.timeouts.handshake
         self._limit = self._service.config.limits.handshakes
+        slices = self._service.reactor.slices
         if before != self.timeout_s:
-            for handshake in self._in_progress:
-                handshake.move_deadline(self.timeout_s - before)
-        self._evict_beyond_limit()
+            slices.run(self._moving_deadlines(self.timeout_s - before))
+        slices.run(self._evicting_beyond_limit())
+
+    def _moving_deadlines(self, seconds: float) -> Iterator[None]:
+        for handshake in tuple(self._in_progress):
+            if handshake in self._in_progress:
+                handshake.move_deadline(seconds)
+            yield
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -295,14 +301,18 @@ class TlsAcceptor:
         self._builder = ContextsBuilder(message)
 
     def add_certificate(self, message: dict[str, Any]) -> bool:
-        """Add one of the set; with the last one the set is used for all new connections. True: it
-        was the last."""
-        if self._builder is not None and (contexts := self._builder.add(message)) is not None:
-            self._builder = None
-            self.contexts = contexts
-            self.has_certificates = True
-            return True
-        return False
+        """Load one of the set; with the last one the set is used for all new connections. True: it
+        was the last. ssl.SSLError, OSError: it cannot be used, nor the others of its set."""
+        builder, self._builder = self._builder, None
+        if builder is None:
+            return False
+        contexts = builder.add(message)
+        if contexts is None:
+            self._builder = builder
+            return False
+        self.contexts = contexts
+        self.has_certificates = True
+        return True
 
     def accepted(
         self,
@@ -321,14 +331,18 @@ class TlsAcceptor:
         self._in_progress[handshake] = None
         self.timers.arm_in(handshake, self.timeout_s)
         if len(self._in_progress) > self._limit:
-            self._evict_beyond_limit()
+            self._evict_oldest()
         adopt(self._service.reactor, handshake, stream, self._service.config.limits.buffer)
 
-    def _evict_beyond_limit(self) -> None:
+    def _evicting_beyond_limit(self) -> Iterator[None]:
         while len(self._in_progress) > self._limit:
-            oldest = next(iter(self._in_progress))
-            del self._in_progress[oldest]
-            oldest.evict()
+            self._evict_oldest()
+            yield
+
+    def _evict_oldest(self) -> None:
+        oldest = next(iter(self._in_progress))
+        del self._in_progress[oldest]
+        oldest.evict()
 
     def completed(self, handshake: Handshake, connection: TlsConnection) -> None:
         """The handshake has succeeded; the service owns the connection now."""

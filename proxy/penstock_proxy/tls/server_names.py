@@ -18,9 +18,13 @@ class ServerNameMap(Generic[T]):
 
     def __init__(self, by_name: Iterable[tuple[str, T]], default: T) -> None:
         self._by_name: dict[str, T] = {}
+        self._default = default
+        self.add(by_name)
+
+    def add(self, by_name: Iterable[tuple[str, T]]) -> None:
+        """These come after those that are there."""
         for name, value in by_name:
             self._by_name.setdefault(name, value)
-        self._default = default
 
     def lookup(self, name: str) -> T:
         """The value for a name in lower case; the default if the name is empty or not known."""

@@ -5,6 +5,8 @@ The fixture `harness` checks at the end of each test that nothing is left open o
 Covers `http/client_control`.
 """
 
+from collections.abc import Iterator
+
 import pytest
 from tests.proxy.conftest import Harness
 
@@ -124,7 +126,8 @@ class Queue(Listeners):
     def look(self, *_: object) -> int:
         return 0
 
-    def drain(self) -> None:
+    def draining(self) -> Iterator[None]:
+        yield
         self._harness.service.filter_chain.first_filter(Stream(-1, 0), ("192.0.2.1", 5000))
 
 

@@ -225,6 +225,29 @@ def test_draining_accepts_what_is_queued_and_nothing_after(
     runner.run(main())
 
 
+def test_one_is_accepted_in_each_step_of_draining_and_who_comes_between_two_is_not_lost(
+    runner: asyncio.Runner, harness: Harness
+) -> None:
+    async def main() -> None:
+        acceptor = harness.make_acceptor()
+        harness.room = 0
+        acceptor.start()
+        harness.connect(20)
+        steps = acceptor.draining()
+        for number in range(1, 21):
+            next(steps)
+            assert len(harness.accepted) == number
+        harness.connect()
+        acceptor.resume()
+        await turns()
+        assert not acceptor.is_reading
+        assert len([*steps]) == 1
+        assert harness.accepted == harness.ports
+        assert harness.listener.fileno() == -1
+
+    runner.run(main())
+
+
 def test_draining_ends_though_clients_connect_as_fast_as_they_are_accepted(
     runner: asyncio.Runner, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

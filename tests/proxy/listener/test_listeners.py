@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -165,7 +166,7 @@ def test_a_listener_is_added_and_those_before_it_are_closed_when_their_queues_ar
     assert listeners.port == harness.other.getsockname()[1]
     listeners.start()
     harness.own.close()
-    listeners.keep_newest(1)
+    deque(listeners.keep_newest(1))
     assert harness.accepted == [waits]
     assert harness.fd_budget.listeners == 1
     later = harness.connect(harness.other)
@@ -179,7 +180,7 @@ def test_a_listener_that_is_added_again_is_the_newest(harness: Harness) -> None:
     listeners.add(harness.other.dup())
     listeners.add(harness.own.dup())
     assert harness.fd_budget.listeners == 2
-    listeners.keep_newest(1)
+    deque(listeners.keep_newest(1))
     assert listeners.port == harness.own.getsockname()[1]
     client = harness.connect(harness.own)
     harness.turn(lambda: harness.accepted == [client])
@@ -200,7 +201,7 @@ def test_of_a_proxy_that_is_away_the_address_that_is_kept_stays_and_no_other(
     harness.room_left = 1000
     # Back to where it was: the newer address goes.
     listeners.add(harness.own.dup())
-    listeners.keep_newest(1)
+    deque(listeners.keep_newest(1))
     assert harness.fd_budget.listeners == 3
     harness.other.close()
     with pytest.raises(ConnectionRefusedError):
@@ -208,7 +209,7 @@ def test_of_a_proxy_that_is_away_the_address_that_is_kept_stays_and_no_other(
     # And for good to the other one, although the proxies that are away have none there.
     newest = harness._listener()
     listeners.add(newest.dup())
-    listeners.keep_newest(1)
+    deque(listeners.keep_newest(1))
     assert harness.accepted == [waits]
     assert harness.fd_budget.listeners == 1
     harness.own.close()

@@ -18,7 +18,9 @@ import uvloop
 from tests.support.descriptors import descriptors, no_descriptor_left
 
 from penstock_proxy.config import Limits, ServiceConfig, Target, Timeouts
+from penstock_proxy.errors import NO_DESCRIPTORS
 from penstock_proxy.listener import eviction
+from penstock_proxy.listener.overload import Sharing
 from penstock_proxy.listener.rejection import MAX_LINGERING
 from penstock_proxy.net.peer import Peer
 from penstock_proxy.net.reactor import Reactor
@@ -499,9 +501,9 @@ def test_a_service_that_waits_for_descriptors_gets_those_of_idle_clients_of_anot
         idle = Harness(listening_socket(), descriptors=RESERVE + 2 + 20, limits=limits)
         held = [await came(idle, GET) for _ in range(10)]
         starved = Harness(listening_socket(), limits=limits, fd_budget=idle.fd_budget)
-        both = [idle.service.overload, starved.service.overload]
-        for overload in both:
-            overload.sharing = both
+        both = Sharing()
+        idle.service.overload.share(both)
+        starved.service.overload.share(both)
         (first, *_) = starved.connect(3)
         await starved.until(lambda: starved.counters.pauses["no_descriptors"])
         for _ in range(3):
@@ -717,5 +719,70 @@ def test_workers_are_not_asked_for_what_they_do_not_have(
         await harness.pass_time(1.0)
         assert not asked
         await harness.close()
+
+    runner.run(main())
+
+
+class FullService:
+    """One of many that are full."""
+
+    asked = 0
+
+    def room(self) -> int:
+        FullService.asked += 1
+        return 0
+
+
+def test_the_close_of_a_client_looks_at_no_service_if_nobody_waits_and_else_at_a_few(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        harness = Harness(listening_socket())
+        overload = harness.service.overload
+        sharing = overload.sharing
+        monkeypatch.setattr(FullService, "asked", 0)
+        sharing.all += [FullService() for _ in range(200)]  # type: ignore[misc]
+        overload.resume()
+        assert FullService.asked == 0
+        sharing.full.update(dict.fromkeys(sharing.all[1:]))
+        overload.resume()
+        assert 0 < FullService.asked < 10
+        del sharing.all[1:]
+        sharing.full.clear()
+        await harness.close()
+
+    runner.run(main())
+
+
+def test_all_services_together_are_looked_at_for_a_bounded_number_of_connections_in_a_turn(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        limits = Limits(connections_per_client=0)
+        budget = FdBudget(RESERVE + 2 + 60, 0, 0)
+        both = [Harness(listening_socket(), limits=limits, fd_budget=budget) for _ in range(2)]
+        sharing = Sharing()
+        for one in both:
+            one.service.overload.share(sharing)
+            for _ in range(10):
+                await came(one, NOTHING)
+        monkeypatch.setattr(eviction, "MAX_LOOKS", 6)
+        looked: list[int] = []
+        candidates = eviction.candidates
+
+        def noting(found: list[Any], *rest: Any) -> Any:
+            looked.append(len(found))
+            return candidates(found, *rest)
+
+        monkeypatch.setattr(eviction, "candidates", noting)
+        first = both[0].service.overload
+        monkeypatch.setattr(first, "_wanted", lambda _: 100)
+        both[0].now += 0.25
+        both[0].timers.tick(both[0].now)
+        for _ in first._making_room(NO_DESCRIPTORS):
+            assert sum(looked) <= 6
+            looked.clear()
+        for one in both:
+            await one.close()
 
     runner.run(main())

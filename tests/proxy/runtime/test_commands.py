@@ -1,6 +1,7 @@
 """What a message about a worker does, also when the proxy does not know the worker (any more)."""
 
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ from tests.support.proxy.one_service import OneService
 from penstock_proxy import messages
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.config import Target
-from penstock_proxy.runtime.commands import carry_out
+from penstock_proxy.runtime.commands import Commands, carry_out
 
 if TYPE_CHECKING:
     from penstock_proxy.runtime.service import Service
@@ -42,7 +43,8 @@ class Process:
 
     def told(self, cmd: str, member: int, service: str = "web", **keys: Any) -> None:
         message = {"cmd": cmd, "service": service, "member": member, **keys}
-        carry_out(cast("Any", self._target), message, None)
+        for _ in carry_out(cast("Any", self._target), message, None) or ():
+            pass
 
     def add(self, member: int, slot: int, weight: int = 1) -> None:
         address = f"127.0.0.1:{member + 1}"
@@ -143,3 +145,57 @@ def test_a_socket_for_an_unknown_member_is_closed(process: Process) -> None:
     with theirs:
         carry_out(cast("Any", process._target), message, ours)
         assert ours.fileno() == -1
+
+
+# The order of messages
+
+
+class Told:
+    """A process that is told what to do; what takes many turns is done a step at a time."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+        self.works: list[Iterator[object]] = []
+        self.commands = Commands(cast("Any", self), cast("Any", self))
+
+    def run(self, work: Iterator[object]) -> None:
+        self.works.append(work)
+
+    def send(self, message: Any) -> None:
+        self.done.append(message["cmd"])
+
+    def step(self) -> bool:
+        return next(self.works[0], self) is not self
+
+    def lasting(self, name: str, steps: int) -> Iterator[None]:
+        for number in range(steps):
+            self.done.append((name, number))
+            yield
+
+    def failing(self) -> None:
+        raise ValueError("nobody thought of this")
+
+
+def test_what_takes_many_turns_is_ended_before_the_next_begins_and_a_ping_does_not_wait() -> None:
+    told = Told()
+    told.commands.put(lambda: told.lasting("first", 3))
+    told.commands.put(lambda: told.lasting("second", 1))
+    assert told.step()
+    told.commands.take({"cmd": messages.PING}, None)
+    assert told.done == [("first", 0), messages.PONG]
+    while told.step():
+        pass
+    assert told.done[2:] == [("first", 1), ("first", 2), ("second", 0)]
+    assert len(told.works) == 1
+    told.commands.put(lambda: told.lasting("third", 1))
+    assert len(told.works) == 2
+
+
+def test_a_command_that_fails_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told()
+    told.commands.put(told.failing)
+    told.commands.put(lambda: told.lasting("next", 1))
+    while told.step():
+        pass
+    assert told.done == [("next", 0)]
+    assert "nobody thought of this" in caplog.text

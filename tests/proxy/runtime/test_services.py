@@ -254,7 +254,7 @@ async def test_services_that_came_and_went_leave_nothing(
     await until(lambda: in_memory() == before)
     if kind != "handoff":
         await until(lambda: len(lines(str(log))) == rounds + 1)
-    assert len(proxy.proxy.services._overloads) == 1
+    assert len(proxy.proxy.services._sharing.all) == 1
 
 
 async def test_a_service_of_the_start_is_collected_when_it_is_gone(proxy: RunningProxy) -> None:

@@ -2,6 +2,7 @@
 start, also for clients that are there already. (What needs sockets is in `test_live_settings`.)
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -465,7 +466,7 @@ def observed(memory: Harness, key: str, *values: object, is_open: bool = False) 
     for value in values[1:]:
         changed = config(row.workers, {**row.also, key: value})
         memory.service.configure(changed)
-        memory.service.configure_checks(changed.targets)
+        deque(memory.service.configuring_checks(changed.targets))
         memory.loop.run()
     found = row.observe(memory, memory.client if client is None else lambda: client)
     end(memory)

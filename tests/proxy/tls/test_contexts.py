@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
+from penstock_proxy.tls import contexts as contexts_module
 from penstock_proxy.tls.contexts import Certificate, Contexts, ContextsBuilder, TlsSettings
 from penstock_proxy.tls.server_names import ServerNameMap
 
@@ -181,3 +182,15 @@ def test_a_key_of_another_certificate_is_refused_and_never_printed() -> None:
     with pytest.raises(ssl.SSLError):
         Contexts(TlsSettings(), [Certificate(FIRST.chain, OTHER.key, ("a",))])
     assert "PRIVATE" not in repr([FIRST, TlsSettings()])
+
+
+def test_a_certificate_is_loaded_when_it_comes_and_not_all_with_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[Certificate] = []
+    monkeypatch.setattr(contexts_module, "_load", lambda _, one: loaded.append(one))
+    builder = ContextsBuilder({"terms": {}, "of": 50})
+    for number in range(1, 51):
+        message = {"names": [f"{number}.example"], "kind": "RSA", "chain": "", "key": ""}
+        assert (builder.add(message) is None) == (number < 50)
+        assert len(loaded) == number

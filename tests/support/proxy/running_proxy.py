@@ -7,13 +7,11 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from functools import partial
 from itertools import count
 from typing import Any, Self
 
 from penstock_proxy import messages
 from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
-from penstock_proxy.runtime.commands import carry_out
 from penstock_proxy.runtime.process import Proxy
 from penstock_proxy.runtime.stats import joined
 from penstock_worker.channel.channel import Channel
@@ -137,9 +135,7 @@ class RunningProxy:
         for end in (ours, theirs):
             end.setblocking(False)
         self._channel = Channel(loop, ours, self._received, lambda: None)
-        self._theirs = Channel(
-            loop, theirs, partial(carry_out, self.proxy), self.proxy.supervisor_lost
-        )
+        self._theirs = Channel(loop, theirs, self.proxy.commands.take, self.proxy.supervisor_lost)
         self.received: list[Any] = []
         self.ports: dict[str, int] = {}
         """By service: that of its newest listener."""

@@ -26,6 +26,9 @@ def schedule(weights: Sequence[int]) -> list[int]:
     alike: dict[int, list[int]] = {}
     for index, weight in enumerate(weights):
         alike.setdefault(weight // divisor, []).append(index)
+    if len(alike) == 1:
+        # As it is nearly always, and whenever one of a thousand comes or goes.
+        return list(range(total))
     had = dict.fromkeys(alike, 0)
     """By weight: turns that all of that weight have had."""
     turns = []

@@ -1,0 +1,163 @@
+"""What is done for many is done in parts: one service, member or connection in each step."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from tests.proxy.conftest import Harness
+from tests.support.proxy.running_proxy import RunningProxy, running_proxy, until
+
+from penstock_proxy import messages
+from penstock_proxy.config import ProxyConfig, ServiceConfig, Target, Timeouts
+from penstock_proxy.tcp.duplex import ClientHalf
+
+if TYPE_CHECKING:
+    from penstock_proxy.runtime.services import Services
+
+MANY = 200
+
+
+class HeldSlices:
+    """Work for many that is not done before a test does it, a step at a time."""
+
+    def __init__(self) -> None:
+        self.works: list[Iterator[object]] = []
+
+    def run(self, work: Iterable[object]) -> None:
+        self.works.append(iter(work))
+
+    def most_in_a_step(self, count: Callable[[], int]) -> int:
+        """Do it all. By how much a count has grown in a step, at the most."""
+        most = 0
+        for work in self.works:
+            most = max(most, most_in_a_step(work, count))
+        return most
+
+
+def most_in_a_step(work: Iterator[object], count: Callable[[], int]) -> int:
+    most, before = 0, count()
+    end = object()
+    while next(work, end) is not end:
+        most, before = max(most, count() - before), count()
+    return max(most, count() - before)
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[RunningProxy]:
+    async with running_proxy() as running:
+        yield running
+
+
+def configured(proxy: RunningProxy, **keys: Any) -> ProxyConfig:
+    return ProxyConfig(services=tuple(proxy.service(f"s{n}", **keys) for n in range(MANY)))
+
+
+async def test_services_are_added_changed_and_removed_one_in_each_step(
+    proxy: RunningProxy,
+) -> None:
+    await proxy.start()
+    services: Services = proxy.proxy.services
+    work = services.reconfiguring(configured(proxy), {})
+    assert most_in_a_step(work, lambda: len(services.by_name)) == 1
+    assert len(services.by_name) == MANY
+
+    def changed() -> int:
+        return sum(one.timeouts.head == 7.0 for one in services.by_name.values())
+
+    work = services.reconfiguring(configured(proxy, timeouts=Timeouts(head=7.0)), {})
+    assert most_in_a_step(work, changed) == 1
+    assert changed() == MANY
+    work = services.reconfiguring(ProxyConfig(services=()), {})
+    assert most_in_a_step(work, lambda: len(services.leaving)) == 1
+    await until(lambda: not services.leaving)
+
+
+async def test_a_configuration_is_read_one_service_in_each_step(
+    proxy: RunningProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(proxy)
+    read: list[object] = []
+    validate = ServiceConfig.model_validate
+
+    def noting(one: object) -> ServiceConfig:
+        read.append(one)
+        return validate(one)
+
+    monkeypatch.setattr(ServiceConfig, "model_validate", noting)
+    work = ProxyConfig.reading(config.model_dump(mode="json"))
+    assert most_in_a_step(cast("Iterator[object]", work), lambda: len(read)) == 1
+    assert len(read) == MANY
+
+
+async def test_a_message_behind_a_long_one_waits_for_it(proxy: RunningProxy) -> None:
+    await proxy.start()
+    config = configured(proxy).model_dump(mode="json")
+    proxy.send(messages.RECONFIGURE, seq=5, config=config, finish={})
+    proxy.send(messages.DRAIN, finish={}, within=60.0)
+    assert (await proxy.answer(messages.RECONFIGURED, seq=5))["error"] == ""
+    await until(lambda: all(one.stopping for one in proxy.proxy.services.by_name.values()))
+    assert len(proxy.proxy.services.by_name) == MANY
+
+
+async def test_a_process_has_not_drained_before_its_last_service_has(proxy: RunningProxy) -> None:
+    await proxy.start()
+    services = proxy.proxy.services
+    deque(services.reconfiguring(configured(proxy), {}), maxlen=0)
+
+    def drained() -> int:
+        return sum(one.has_drained for one in services.by_name.values())
+
+    work = services.draining()
+    next(work, None)
+    assert not services.is_empty
+    assert most_in_a_step(work, drained) == 1
+    assert services.is_empty
+
+
+async def test_upstreams_come_and_go_one_in_each_step(proxy: RunningProxy) -> None:
+    await proxy.start(proxy.service("web"))
+    services = proxy.proxy.services
+    targets = [
+        Target(member=n, slot=n, address="127.0.0.1:1", joined=True, upstream=True)
+        for n in range(MANY)
+    ]
+    pool = services.by_name["web"].pool
+    work = services.changing_upstreams("web", targets)
+    assert most_in_a_step(work, lambda: len(pool.members)) == 1
+    assert len(pool.members) == MANY
+    pool.checked(pool.members[0], ok=True, now=0.0, reason="")
+    work = services.changing_upstreams("web", targets[:1])
+    assert most_in_a_step(work, lambda: -len(pool.members)) == 1
+    assert len(pool.members) == 1
+    await asyncio.sleep(0)
+
+
+def test_relayed_connections_are_told_of_other_timeouts_one_in_each_step(harness: Harness) -> None:
+    service, slices = harness.service, HeldSlices()
+    service.reactor.slices = slices  # type: ignore[assignment]
+    relays = [cast("Any", ClientHalf).__new__(ClientHalf) for _ in range(MANY)]
+    for relay in relays:
+        relay.timeouts = service.timeouts
+        service.relays[relay] = relay
+    after = Timeouts(head=7.0)
+    service.configure(service.config.model_copy(update={"timeouts": after}))
+    assert slices.most_in_a_step(lambda: sum(one.timeouts is after for one in relays)) == 1
+    assert all(one.timeouts is after for one in relays)
+
+
+def test_handshakes_get_another_deadline_one_in_each_step(harness: Harness) -> None:
+    class Handshake:
+        moved = 0
+
+        def move_deadline(self, seconds: float) -> None:
+            Handshake.moved += 1
+
+    service, slices = harness.service, HeldSlices()
+    acceptor = service.filter_chain.make_tls_acceptor()
+    service.reactor.slices = slices  # type: ignore[assignment]
+    acceptor._in_progress.update(dict.fromkeys(Handshake() for _ in range(MANY)))  # type: ignore[misc]
+    service.configure(service.config.model_copy(update={"timeouts": Timeouts(handshake=7.0)}))
+    assert slices.most_in_a_step(lambda: Handshake.moved) == 1
+    assert Handshake.moved == MANY
