@@ -58,11 +58,11 @@ scale: $(VENV)/ready ## a request's cost with 1,000 upstreams, 200 services, 18,
 	PATH="$$PATH:/usr/sbin" $(BIN)/python bench/scale.py $(ARGS)
 
 # The picture of README.md, with its date and machine. Needs a quiet machine with wrk, nginx and chromium.
-picture: $(VENV)/ready ## measure docs/compare.png anew, and docs/compare.json with it
+picture: $(VENV)/ready ## measure docs/compare.png anew; its figures: dist/compare.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gunicorn uvicorn-worker
 	mkdir -p dist
-	$(BIN)/penstock compare --peer nginx+uvicorn,gunicorn --verify --json docs/compare.json --html dist/compare.html $(ARGS)
-	chromium --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=2 --window-size=1240,920 \
+	$(BIN)/penstock compare --peer nginx+uvicorn,gunicorn --verify --json dist/compare.json --html dist/compare.html $(ARGS)
+	chromium --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=2 --window-size=1240,876 \
 	    --screenshot=docs/compare.png file://$(CURDIR)/dist/compare.html
 
 fuzz: SECONDS ?= 60
