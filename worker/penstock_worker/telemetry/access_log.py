@@ -73,8 +73,9 @@ class AccessLog:
         first_byte_s: float | None, total_s: float, retries: int, request_id: str,
         termination: str, head: bytes, tls: str, /,
     ) -> None:  # fmt: skip
-        """Make a line. By position: a record would take longer to make and to read than half of
-        the line. A `str` is one character a byte (latin-1) wherever it came from a client.
+        """Make a line. Arguments by position, because a record would have to be made and read
+        again for each line. A `str` is one character a byte (latin-1) wherever it came from a
+        client.
 
         `time_s`: wall clock, seconds since the epoch. `client`: its address, perhaps as a trusted
         proxy reported it. `method`: empty for a relayed connection. `target`: as received.
