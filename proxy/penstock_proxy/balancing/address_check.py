@@ -5,8 +5,8 @@ worker is checked and for how long (`health_check`), and what an answer says (`p
 
 Each check opens a new connection: a connection that is kept alive says little about whether the
 worker still accepts. There is neither a task nor a client library in it: a thousand upstreams are
-checked five hundred times a second. A GET by callbacks of the loop costs
-a third of what it cost with aiohttp.
+checked five hundred times a second. A GET by callbacks of the loop costs a third of what it did
+with aiohttp.
 
 The rest of a good answer is read for a moment, because a server may log a response that nobody
 takes.
