@@ -476,3 +476,23 @@ def test_a_failing_check_of_an_ejected_member_is_reported() -> None:
     service.check(0, False)
     assert service.states() == "down up up"
     assert [slot for slot, _ in service.changes] == [0, 0]
+
+
+def test_many_weights_are_changed_at_once_and_the_order_of_turns_is_made_anew_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service(3)
+    made: list[str] = []
+    genuine = service.pool._use_policy
+
+    def counted(balance: Balance) -> None:
+        made.append(balance)
+        genuine(balance)
+
+    monkeypatch.setattr(service.pool, "_use_policy", counted)
+    service.pool.set_weights({0: 2, 1: 2, 2: 1, 99: 5})
+    assert made == ["round_robin"]
+    turns = service.turns(5)
+    assert [turns.count(slot) for slot in range(3)] == [2, 2, 1]
+    service.pool.set_weights({0: 2, 1: 2})
+    assert made == ["round_robin"]

@@ -161,3 +161,30 @@ def test_handshakes_get_another_deadline_one_in_each_step(harness: Harness) -> N
     service.configure(service.config.model_copy(update={"timeouts": Timeouts(handshake=7.0)}))
     assert slices.most_in_a_step(lambda: Handshake.moved) == 1
     assert Handshake.moved == MANY
+
+
+async def test_a_removed_service_is_closed_one_member_in_each_step(proxy: RunningProxy) -> None:
+    targets = tuple(
+        Target(member=n, slot=n, address="127.0.0.1:1", joined=True) for n in range(MANY)
+    )
+    await proxy.start(proxy.service("web", *targets))
+    service = proxy.proxy.services.by_name["web"]
+    assert most_in_a_step(service.closing(), lambda: -len(service.pool.members)) == 1
+    assert not service.pool.members
+
+
+def test_those_that_wait_for_a_header_have_less_time_one_in_each_step(harness: Harness) -> None:
+    class Reader:
+        hurried = 0
+
+        def limit_time(self, seconds: float) -> None:
+            Reader.hurried += 1
+
+    chain = harness.service.filter_chain
+    chain._configure_proxy_protocol()
+    assert chain.proxy_protocol is not None
+    waiting: Any = chain.proxy_protocol.waiting
+    waiting.update(dict.fromkeys(Reader() for _ in range(MANY)))
+    assert most_in_a_step(chain.draining(), lambda: Reader.hurried) == 1
+    assert Reader.hurried == MANY
+    waiting.clear()
