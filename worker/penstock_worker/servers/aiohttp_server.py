@@ -27,7 +27,7 @@ from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.servers import log_filter
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
-from penstock_worker.telemetry.recorder import Recorder, RequestRecord
+from penstock_worker.telemetry.recorder import Recorder
 
 _CANCEL_S: Final = 0.1
 """For a handler to end that was cancelled, before the program cleans up. All others have ended."""
@@ -173,7 +173,7 @@ class AiohttpServer:
             if self._recorder.has_log:
                 sent = 0 if response is None else response.body_length
                 termination = "ok" if answered else STOP_TIMEOUT
-                self._recorder.log(_record(request, status, sent, total_s, termination))
+                _log(self._recorder, request, status, sent, total_s, termination)
 
     async def _response_begins(self, request: web.Request, response: web.StreamResponse) -> None:
         if self._recorder is not None:
@@ -322,30 +322,37 @@ def _recording_logger(recorder: Recorder) -> type[AbstractAccessLogger]:
             recorder.count(request.method, response.status, total_s)
             if recorder.has_log:
                 sent = response.body_length
-                recorder.log(_record(request, response.status, sent, total_s))
+                _log(recorder, request, response.status, sent, total_s, "ok")
 
     return Recording
 
 
-def _record(
-    request: web.BaseRequest, status: int, sent: int, total_s: float, termination: str = "ok"
-) -> RequestRecord:
+def _log(
+    recorder: Recorder,
+    request: web.BaseRequest,
+    status: int,
+    sent: int,
+    total_s: float,
+    termination: str,
+) -> None:
     headers = request.headers
-    head = "".join(
-        f"{name}: {headers[name]}\r\n" for name in ("Referer", "User-Agent") if name in headers
-    )
-    return RequestRecord(
-        client=request.remote or "",
-        method=request.method,
-        target=_raw_bytes(request.raw_path),
-        version=f"HTTP/{request.version.major}.{request.version.minor}",
-        status=status,
-        sent=sent,
-        received=getattr(request.content, "total_bytes", 0),
-        total_s=total_s,
-        request_id=headers.get("X-Request-ID", ""),
-        head=_raw_bytes(head),
-        termination=termination,
+    head = ""
+    if recorder.wants_head:
+        head = "".join(
+            f"{name}: {headers[name]}\r\n" for name in ("Referer", "User-Agent") if name in headers
+        )
+    recorder.log(
+        request.remote or "",
+        request.method,
+        _raw_bytes(request.raw_path),
+        f"HTTP/{request.version.major}.{request.version.minor}",
+        status,
+        sent,
+        getattr(request.content, "total_bytes", 0),
+        total_s,
+        headers.get("X-Request-ID", ""),
+        _raw_bytes(head),
+        termination,
     )
 
 

@@ -18,12 +18,13 @@ _Headers = Iterable[tuple[bytes, bytes]]
 
 def frame_for_http10(protocol_class: Any) -> Any:
     """uvicorn's protocol, with responses that an HTTP/1.0 client can read."""
-    if not hasattr(protocol_class, "on_headers_complete"):
+    complete: Any = getattr(protocol_class, "on_headers_complete", None)
+    if complete is None:
         return protocol_class
 
     class Framed(protocol_class):  # type: ignore[misc]
         def on_headers_complete(self) -> None:
-            super().on_headers_complete()
+            complete(self)
             if self.scope["http_version"] == "1.0":
                 cycle = self.cycle
                 # Not of this request if it became a WebSocket.

@@ -9,6 +9,7 @@ Importing this needs the extra `penstock[asgi]`, so it is imported only for an A
 
 import asyncio
 import copy
+import logging
 import signal
 from asyncio import TimerHandle
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.net.somaxconn import max_backlog
 from penstock_worker.servers.app_loader import AppLoadError
+from penstock_worker.servers.asgi_forwarded import without_middleware
 from penstock_worker.servers.asgi_http10 import frame_for_http10
 from penstock_worker.servers.asgi_limits import (
     IdleConnections,
@@ -35,7 +37,7 @@ from penstock_worker.servers.asgi_limits import (
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
-from penstock_worker.telemetry.recorder import Recorder, RequestRecord
+from penstock_worker.telemetry.recorder import Recorder
 
 _SECOND_S: Final = 1.0
 _POLL_S: Final = 0.05
@@ -46,6 +48,8 @@ _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
 _SERVER_ERROR: Final = 500
 _BEHIND_PROXY: Final = DirectLimits()
+_LOGGER: Final = "uvicorn.error"
+"""Of all that is wrong in uvicorn."""
 
 
 class AsgiServer:
@@ -85,16 +89,20 @@ class AsgiServer:
         self._config.http_protocol_class = linger(
             self._config.http_protocol_class, LingeringClients(loop)
         )
-        app: App = self._config.loaded_app
-        others = self._websockets.wrap(self._without_cancellation(app))
-        self._config.loaded_app = self._uncounted(app, others)
+        requests, others = without_middleware(self._config.loaded_app)
+        websockets = self._websockets.wrap(others)
+        lifespan = self._with_lifespan(others)
+        self._config.loaded_app = _by_kind(requests, websockets, lifespan)
         self._probe_config = copy.copy(self._config)
         if self._recorder is not None:
-            others = self._logged(others, self._recorder)
             has_log = self._recorder.has_log
-            self._config.loaded_app = (
-                others if has_log else self._counted(app, others, self._recorder.count)
+            requests = (
+                self._logged(requests, self._recorder)
+                if has_log
+                else self._counted(requests, self._recorder.count)
             )
+            websockets = self._logged(websockets, self._recorder)
+            self._config.loaded_app = _by_kind(requests, websockets, lifespan)
         self._server.lifespan = self._config.lifespan_class(self._config)
         try:
             await self._server.startup(sockets=[])
@@ -143,6 +151,7 @@ class AsgiServer:
     def cut(self) -> int:
         """End what is in flight, so that its clients see it. Returns how much that was."""
         self._is_cut = True
+        logging.getLogger(_LOGGER).addFilter(_is_error)
         state = self._server.server_state
         answers = self._recorder is not None
         count = sum(_cut(connection, answers=answers) for connection in tuple(state.connections))
@@ -164,49 +173,26 @@ class AsgiServer:
         if getattr(lifespan, "shutdown_failed", False):
             raise AppLoadError("its lifespan shutdown failed")
 
-    def _without_cancellation(self, app: App) -> App:
-        """`app`, whose cancelled requests end silently after a cut; uvicorn would log each as an
-        error of the program."""
+    def _with_lifespan(self, app: App) -> App:
+        """`app`, the exception of whose lifespan is remembered."""
 
         async def run(scope: Message, receive: Receive, send: Send) -> None:
             try:
                 await app(scope, receive, send)
-            except asyncio.CancelledError:
-                if not self._is_cut:
-                    raise
             except Exception as error:
-                if scope["type"] == "lifespan":
-                    self._lifespan_error = error
+                self._lifespan_error = error
                 raise
 
         return run
 
-    def _uncounted(self, app: App, others: App) -> App:
-        """`app` for requests, which a proxy counts, and `others` for all else."""
-
-        async def serve(scope: Message, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await others(scope, receive, send)
-                return
-            try:
-                await app(scope, receive, send)
-            except asyncio.CancelledError:
-                if not self._is_cut:
-                    raise
-
-        return serve
-
-    def _counted(self, app: App, others: App, count: Callable[[str, int, float], None]) -> App:
-        """The same, with each request counted when it ends.
+    def _counted(self, app: App, count: Callable[[str, int, float], None]) -> App:
+        """`app`, with each of its requests counted when it ends.
 
         On the way of every request: one coroutine around the program's, and one call for each of
         its messages.
         """
 
-        async def serve(scope: Message, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await others(scope, receive, send)
-                return
+        async def counted(scope: Message, receive: Receive, send: Send) -> None:
             started = monotonic()
             status = 0
 
@@ -222,20 +208,17 @@ class AsgiServer:
                 if not (self._is_cut and isinstance(error, asyncio.CancelledError)):
                     # uvicorn answers with that.
                     status = status or _SERVER_ERROR
-                    raise
+                raise
             finally:
                 missing = _UNAVAILABLE if self._is_cut else 0
                 count(scope["method"], status or missing, monotonic() - started)
 
-        return serve
+        return counted
 
     def _logged(self, app: App, recorder: Recorder) -> App:
-        """`app`, with each of its requests counted and logged when it ends."""
+        """`app`, with each of its requests or WebSockets counted and logged when it ends."""
 
         async def recorded(scope: Message, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await app(scope, receive, send)
-                return
             started = monotonic()
             response = _ObservedResponse(send)
             try:
@@ -252,7 +235,7 @@ class AsgiServer:
                     # An application may go on when its client has had everything.
                     cut = self._is_cut and not response.complete
                     termination = STOP_TIMEOUT if cut else "ok"
-                    recorder.log(_record(scope, response, total_s, termination))
+                    _log(recorder, scope, response, total_s, termination)
 
         return recorded
 
@@ -291,6 +274,24 @@ class _ObservedResponse:
         return self._send(message)
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    """Not a request that was cancelled, which uvicorn takes for an error of the program."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def _by_kind(requests: App, websockets: App, lifespan: App) -> App:
+    """One application of three."""
+
+    # Plain: one coroutine more would cost a request as much as all that it passes through here.
+    def serve(scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
+        kind = scope["type"]
+        if kind == "http":
+            return requests(scope, receive, send)
+        return (websockets if kind == "websocket" else lifespan)(scope, receive, send)
+
+    return serve
+
+
 def _cut(connection: Any, *, answers: bool) -> bool:
     """End a connection of uvicorn's. True: something was in flight. `answers`: a request without
     a response gets 503; behind a proxy it has had its answer."""
@@ -326,28 +327,35 @@ def _with_connection_close(app: Any) -> App:
     return closing
 
 
-def _record(
-    scope: Message, response: _ObservedResponse, total_s: float, termination: str
-) -> RequestRecord:
+def _log(
+    recorder: Recorder,
+    scope: Message,
+    response: _ObservedResponse,
+    total_s: float,
+    termination: str,
+) -> None:
     found = {name: value for name, value in scope["headers"] if name in _LOGGED_HEADERS}
     length = found.get(b"content-length", b"")
     target = scope.get("raw_path") or scope["path"].encode()
     if scope["query_string"]:
         target += b"?" + scope["query_string"]
-    return RequestRecord(
-        client=scope["client"][0] if scope.get("client") else "",
-        method=scope.get("method", "GET"),
-        target=target,
-        version=f"HTTP/{scope['http_version']}",
-        status=response.status,
-        sent=response.sent,
-        received=int(length) if length.isdigit() else 0,
-        total_s=total_s,
-        request_id=found.get(b"x-request-id", b"").decode("latin-1"),
-        head=b"".join(
+    head = b""
+    if recorder.wants_head:
+        head = b"".join(
             b"%b: %b\r\n" % (name, found[name])
             for name in (b"referer", b"user-agent")
             if name in found
-        ),
-        termination=termination,
+        )
+    recorder.log(
+        scope["client"][0] if scope.get("client") else "",
+        scope.get("method", "GET"),
+        target,
+        "HTTP/" + scope["http_version"],
+        response.status,
+        response.sent,
+        int(length) if length.isdigit() else 0,
+        total_s,
+        found.get(b"x-request-id", b"").decode("latin-1"),
+        head,
+        termination,
     )

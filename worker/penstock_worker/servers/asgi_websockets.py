@@ -34,12 +34,9 @@ class WebSockets:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def wrap(self, app: App) -> App:
-        """`app`, with its WebSockets known here."""
+        """`app` for WebSockets, which are known here."""
 
         async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
-            if scope["type"] != "websocket":
-                await app(scope, receive, send)
-                return
             websocket = _WebSocket(send, self._accepted)
             try:
                 await app(scope, receive, websocket.send)

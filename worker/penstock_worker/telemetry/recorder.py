@@ -7,31 +7,14 @@ Must not know which server the request came through: `aiohttp_server` and `asgi_
 
 from asyncio import AbstractEventLoop, TimerHandle
 from time import time  # noqa: TID251 -- a log line tells the time of day
-from typing import Final, NamedTuple
+from typing import Final
 
-from penstock_worker.telemetry.access_log import AccessLog, Format, make_log
+from penstock_worker.telemetry.access_log import AccessLog, CombinedLog, Format, make_log
 from penstock_worker.telemetry.counters import RequestCounters
 from penstock_worker.telemetry.log_field import MAX_FIELD
 from penstock_worker.telemetry.log_writer import LogWriter
 
 _FLUSH_S: Final = 0.1
-
-
-class RequestRecord(NamedTuple):
-    """What a log line contains of one request. Made only if there is a log."""
-
-    client: str
-    method: str | bytes
-    target: str | bytes
-    version: str
-    status: int
-    sent: int
-    received: int
-    total_s: float
-    request_id: str
-    head: bytes
-    """Lines of `Referer` and `User-Agent`, for the combined format."""
-    termination: str = "ok"
 
 
 class Recorder:
@@ -45,6 +28,8 @@ class Recorder:
         worker: str,
     ) -> None:
         self.has_log = log is not None
+        self.wants_head = isinstance(log, CombinedLog)
+        """A line has fields of the request's head."""
         self.count = counters.ended
         self._loop = loop
         self._log = log
@@ -57,15 +42,18 @@ class Recorder:
         if self._log is not None:
             self._tick()
 
-    def log(self, request: RequestRecord) -> None:
-        if self._log is None:
-            return
-        self._log.add(
-            self._loop.time() + self._wall_offset_s, request.client, request.method,
-            request.target, request.version, request.status, request.sent, request.received,
-            self._worker, None, None, request.total_s, 0, request.request_id,
-            request.termination, request.head, "",
-        )  # fmt: skip
+    def log(
+        self, client: str, method: str, target: bytes, version: str, status: int, sent: int,
+        received: int, total_s: float, request_id: str, head: bytes, termination: str, /,
+    ) -> None:  # fmt: skip
+        """What `AccessLog.add` has to know, without what only a proxy knows. `head`: lines of
+        `Referer` and `User-Agent`, if it `wants_head`."""
+        if self._log is not None:
+            self._log.add(
+                self._loop.time() + self._wall_offset_s, client, method, target, version, status,
+                sent, received, self._worker, None, None, total_s, 0, request_id, termination,
+                head, "",
+            )  # fmt: skip
 
     def reopen(self) -> None:
         """The file was renamed: continue in a new one."""
