@@ -46,7 +46,7 @@ COMPILED = {
         "tls/handshake", "tls/transport",
     ),
     "worker/penstock_worker": (
-        "handoff/protocol", "handoff/receiver", "telemetry/access_log",
+        "handoff/protocol", "handoff/receiver", "net/trusted_proxies", "telemetry/access_log",
         "telemetry/counters", "telemetry/log_field",
     ),
 }  # fmt: skip

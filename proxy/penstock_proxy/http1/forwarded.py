@@ -26,7 +26,7 @@ FieldValues = Mapping[bytes, Sequence[bytes]]
 
 CERTIFICATE_FIELDS: Final = frozenset({b"client-cert", b"client-cert-chain"})
 """The client's certificate (RFC 9440), as reported by the proxy that terminated its TLS."""
-STANDARD_FIELDS: Final = frozenset(
+STANDARD_FIELDS: Final[frozenset[bytes]] = frozenset(
     {
         b"forwarded",
         b"x-forwarded-for",

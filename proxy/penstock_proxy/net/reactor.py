@@ -135,6 +135,7 @@ class Reactor:
         "_epoll",
         "_first_handlers",
         "_handlers",
+        "_later",
         "_left_at",
         "_loop",
         "_scheduled",
@@ -152,6 +153,8 @@ class Reactor:
         self._first_handlers: dict[int, EventHandler] = {}
         """Called before the others."""
         self._callbacks: list[Callable[[], None]] = []
+        self._later: list[Callable[[], None]] = []
+        """Called when the handlers of one more poll have been called."""
         self._scheduled = False
         self.dispatching = False
         """Ready handlers are being called; those in `deferred` follow."""
@@ -205,8 +208,17 @@ class Reactor:
             self._scheduled = True
             self._loop.call_soon(self._run_callbacks)
 
+    def call_after_next_poll(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when what comes next has been handled, too; at once if nothing comes.
+
+        For work that is not needed if that arrives which mostly follows.
+        """
+        if not self._later:
+            self._loop.call_soon(self._run_later)
+        self._later.append(callback)
+
     def close(self) -> None:
-        self._run_callbacks()
+        self._run_all_callbacks()
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -222,6 +234,7 @@ class Reactor:
         try:
             while now < end:
                 self.is_current = False
+                later, self._later = self._later, []
                 ready = poll(0, _MAX_EVENTS)
                 if self._left_at >= 0:
                     ready = _beginning_with(self._left_at, ready)
@@ -229,6 +242,7 @@ class Reactor:
                 all_first = self._dispatch(self._first_handlers, ready, end)
                 self.is_current = all_first and len(ready) < _MAX_EVENTS
                 self._dispatch(self._handlers, ready, end)
+                self._callbacks += later
                 while self.deferred or self._callbacks:
                     self._send_deferred()
                     self._run_callbacks()
@@ -238,6 +252,18 @@ class Reactor:
         finally:
             self.dispatching = self.is_current = False
             self.lag.observe(now - began)
+
+    def _run_later(self) -> None:
+        if self._epoll is None:
+            # Nothing can come.
+            self._run_all_callbacks()
+        elif self._later:
+            self._run()
+
+    def _run_all_callbacks(self) -> None:
+        self._callbacks += self._later
+        self._later = []
+        self._run_callbacks()
 
     def _dispatch(
         self, handlers: dict[int, EventHandler], ready: list[tuple[int, int]], end: float

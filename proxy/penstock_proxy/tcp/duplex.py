@@ -75,8 +75,9 @@ class _Half(HasDeadline, FirstReceiver):
             # Both directions have ended: close both now, in one turn of the loop.
             other.transport.close()
             return False
-        # Often the other side closes in the same turn, and then nothing has to be forwarded.
-        self.reactor.call_after_events(other.forward_eof)
+        # Mostly the other side closes as soon as it has the last bytes, and then there is nothing
+        # to forward: three system calls less.
+        self.reactor.call_after_next_poll(other.forward_eof)
         return True
 
     def reset_on_close(self) -> None:

@@ -161,3 +161,38 @@ async def test_events_that_do_not_fit_into_a_turn_are_handled_in_the_next_ones(
     reactor.close()
     for reader in readers:
         reader.close()
+
+
+async def test_what_is_called_after_the_next_poll_sees_what_that_poll_has_found() -> None:
+    loop = asyncio.get_running_loop()
+    reactor = Reactor(loop)
+    order: list[str] = []
+    left, right = os.pipe()
+
+    class Reader(EventHandler):
+        def ready(self, events: int) -> None:
+            order.append(os.read(left, 1).decode())
+
+    reactor.register(left, Reader(), IN)
+    try:
+        os.write(right, b"1")
+        reactor.call_after_next_poll(lambda: order.append("after"))
+        os.write(right, b"2")
+        assert not order
+        while order[-1:] != ["after"]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert order == ["1", "after"]
+        # Nothing comes any more.
+        os.read(left, 1)
+        reactor.call_after_next_poll(lambda: order.append("at once"))
+        reactor.call_after_next_poll(lambda: order.append("too"))
+        while order[-1] != "too":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    finally:
+        reactor.close()
+        os.close(left)
+        os.close(right)
+    assert order == ["1", "after", "at once", "too"]
+    reactor.call_after_next_poll(lambda: order.append("without epoll"))
+    await asyncio.sleep(0.01)
+    assert order[-1] == "without epoll"

@@ -52,7 +52,7 @@ async def test_the_same_client_and_scheme_as_with_uvicorns_middleware(
         expected = scope_of(peer, headers)
         found = copy.deepcopy(expected)
         await middleware(expected, nothing, nothing)  # type: ignore[arg-type]
-        await requests(found, nothing, nothing)
+        await requests(found, nothing, nothing)  # type: ignore[arg-type]
         assert found == expected
     assert len(seen) == 4 * len(HEADERS)
 
