@@ -5,8 +5,9 @@ know where lines are written (`log_writer`), nor what time it is.
 
 A line is made at once, and costs a twentieth of a request. Lines that were made later and many
 together stopped the event loop for as long as it took: 40 ms for a quarter of a busy second. What
-repeats is kept: a second's time, the client's address, a method, a worker's name. No format
-specification is on the way (`:.6f` alone costs a tenth of a line): digits come from a table.
+repeats is kept: a second's time, the client's address, a method, a worker's name, a number of
+microseconds. No format specification is on the way (`:.6f` alone costs a tenth of a line): digits
+come from a table.
 
 Lines go to the thread that writes when there is a piece of PIECE_LINES, or when the owner calls
 `flush`. Lines that cannot be written in time are dropped and counted there.
@@ -34,6 +35,8 @@ _MAX_KEPT: Final = 1024
 """Texts that are kept for the next line. Strangers must not be able to make them grow."""
 _MAX_KEPT_SIZE: Final = 256
 """Of one of them that a client chooses."""
+_MAX_KEPT_MICRO: Final = 8192
+"""Microseconds; the text of a longer time is not kept. All of them are 800 KB."""
 _DIGITS: Final = tuple(f"{number:03}" for number in range(1000))
 _MONTHS: Final = (
     "Jan",
@@ -122,6 +125,8 @@ class JsonLog(AccessLog):
         self._words: dict[str | bytes, str] = {}
         """By method, version and termination: what is written for it."""
         self._workers: dict[str | bytes, str] = {"": "null"}
+        self._times: dict[int, str] = {}
+        """By microseconds: most requests are quick, and the same few thousand numbers come again."""
 
     def add(
         self, time_s: float, client: str, method: str | bytes, target: str | bytes, version: str,
@@ -134,13 +139,14 @@ class JsonLog(AccessLog):
         if second != self._second:
             self._start_second(second)
         digits, words, lines = _DIGITS, self._words, self._lines
+        times = self._times
         connect = first_byte = "null"
         if connect_s is not None:
             micro = int(connect_s * 1000000.0 + 0.5)
-            connect = f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
+            connect = times.get(micro) or self._seconds(micro)
         if first_byte_s is not None:
             micro = int(first_byte_s * 1000000.0 + 0.5)
-            first_byte = f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
+            first_byte = times.get(micro) or self._seconds(micro)
         micro = int(total_s * 1000000.0 + 0.5)
         # Our own ids are of this kind. A client's may be of any kind, and is looked at.
         if request_id.isalnum() and request_id.isascii() and len(request_id) <= self._max_field:
@@ -154,8 +160,8 @@ class JsonLog(AccessLog):
             f',"version":{words.get(version) or self._word(version)},"status":{status}'
             f',"bytes_sent":{sent},"bytes_received":{received}'
             f',"worker":{self._workers.get(worker) or self._worker(worker)}'
-            f',"duration":{{"connect":{connect},"first_byte":{first_byte},"total":'
-            f"{micro // 1000000}.{digits[micro // 1000 % 1000]}{digits[micro % 1000]}"
+            f',"duration":{{"connect":{connect},"first_byte":{first_byte}'
+            f',"total":{times.get(micro) or self._seconds(micro)}'
             f'}},"retries":{retries},"request_id":{request_id}'
             f',"termination":{words.get(termination) or self._word(termination)}{tls}}}\n'
         )
@@ -169,6 +175,12 @@ class JsonLog(AccessLog):
             f'{{"time":"{at.tm_year:04}-{at.tm_mon:02}-{at.tm_mday:02}'
             f"T{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}."
         )
+
+    def _seconds(self, micro: int) -> str:
+        text = f"{micro // 1000000}.{_DIGITS[micro // 1000 % 1000]}{_DIGITS[micro % 1000]}"
+        if micro < _MAX_KEPT_MICRO:
+            self._times[micro] = text
+        return text
 
     def _client(self, address: str) -> str:
         text = f'{self._service}{json_text(address, self._max_field)},"method":'
