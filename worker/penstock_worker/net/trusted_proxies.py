@@ -28,12 +28,12 @@ class TrustedProxies:
 
     def __init__(self, texts: Iterable[str]) -> None:
         named = tuple(texts)
-        self._unix = UNIX in named
+        self._has_unix = UNIX in named
         self._networks = tuple(ip_network(text) for text in named if text != UNIX)
 
     def __contains__(self, address: str) -> bool:
         if not address:
-            return self._unix
+            return self._has_unix
         if not self._networks:
             return False
         found = ip_address(address.partition("%")[0])
