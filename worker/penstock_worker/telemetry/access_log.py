@@ -126,7 +126,7 @@ class JsonLog(AccessLog):
         """By method, version and termination: what is written for it."""
         self._workers: dict[str | bytes, str] = {"": "null"}
         self._times: dict[int, str] = {}
-        """By microseconds: most requests are quick, and the same thousands of numbers come again."""
+        """By microseconds. Most requests are quick, and the same few thousand come again."""
 
     def add(
         self, time_s: float, client: str, method: str | bytes, target: str | bytes, version: str,
