@@ -51,6 +51,8 @@ _SLICE_S: Final = 0.00025
 """The part of a turn that is for `Slices`."""
 _MANY_EVENTS: Final = 4
 """After so many events it is likely that more have come meanwhile, and we poll again."""
+_MAX_POLLS_WAITED: Final = 4
+"""Polls that find something, before `call_when_quiet` waits no longer."""
 
 _log = logging.getLogger("penstock.proxy")
 
@@ -138,6 +140,7 @@ class Reactor:
         "_later",
         "_left_at",
         "_loop",
+        "_polls_waited",
         "_scheduled",
         "deferred",
         "dispatching",
@@ -154,7 +157,8 @@ class Reactor:
         """Called before the others."""
         self._callbacks: list[Callable[[], None]] = []
         self._later: list[Callable[[], None]] = []
-        """Called when the handlers of one more poll have been called."""
+        """Called when a poll has found nothing, or after a few of them."""
+        self._polls_waited = 0
         self._scheduled = False
         self.dispatching = False
         """Ready handlers are being called; those in `deferred` follow."""
@@ -208,12 +212,13 @@ class Reactor:
             self._scheduled = True
             self._loop.call_soon(self._run_callbacks)
 
-    def call_after_next_poll(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when what comes next has been handled, too; at once if nothing comes.
+    def call_when_quiet(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when a poll finds nothing, or after a few of them.
 
-        For work that is not needed if that arrives which mostly follows.
+        For work that is not needed if that comes first which mostly follows.
         """
         if not self._later:
+            self._polls_waited = 0
             self._loop.call_soon(self._run_later)
         self._later.append(callback)
 
@@ -234,7 +239,6 @@ class Reactor:
         try:
             while now < end:
                 self.is_current = False
-                later, self._later = self._later, []
                 ready = poll(0, _MAX_EVENTS)
                 if self._left_at >= 0:
                     ready = _beginning_with(self._left_at, ready)
@@ -242,7 +246,8 @@ class Reactor:
                 all_first = self._dispatch(self._first_handlers, ready, end)
                 self.is_current = all_first and len(ready) < _MAX_EVENTS
                 self._dispatch(self._handlers, ready, end)
-                self._callbacks += later
+                if self._later:
+                    self._postpone(found=len(ready))
                 while self.deferred or self._callbacks:
                     self._send_deferred()
                     self._run_callbacks()
@@ -253,16 +258,25 @@ class Reactor:
             self.dispatching = self.is_current = False
             self.lag.observe(now - began)
 
+    def _postpone(self, found: int) -> None:
+        """A poll has found so many events, which are handled."""
+        self._polls_waited += 1
+        if not found or self._polls_waited > _MAX_POLLS_WAITED:
+            self._callbacks += self._later
+            self._later.clear()
+
     def _run_later(self) -> None:
         if self._epoll is None:
             # Nothing can come.
             self._run_all_callbacks()
         elif self._later:
             self._run()
+            if self._later:
+                self._loop.call_soon(self._run_later)
 
     def _run_all_callbacks(self) -> None:
         self._callbacks += self._later
-        self._later = []
+        self._later.clear()
         self._run_callbacks()
 
     def _dispatch(

@@ -76,8 +76,8 @@ class _Half(HasDeadline, FirstReceiver):
             other.transport.close()
             return False
         # Mostly the other side closes as soon as it has the last bytes, and then there is nothing
-        # to forward: three system calls less.
-        self.reactor.call_after_next_poll(other.forward_eof)
+        # to forward: two system calls less.
+        self.reactor.call_when_quiet(other.forward_eof)
         return True
 
     def reset_on_close(self) -> None:

@@ -163,36 +163,69 @@ async def test_events_that_do_not_fit_into_a_turn_are_handled_in_the_next_ones(
         reader.close()
 
 
-async def test_what_is_called_after_the_next_poll_sees_what_that_poll_has_found() -> None:
-    loop = asyncio.get_running_loop()
-    reactor = Reactor(loop)
+class PipeReader(EventHandler):
+    """Reads a byte in each poll, and writes down which."""
+
+    def __init__(self, order: list[str]) -> None:
+        self._order = order
+        self.fd, self._end = os.pipe()
+
+    def ready(self, events: int) -> None:
+        self._order.append(os.read(self.fd, 1).decode())
+
+    def send(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._end)
+
+
+async def test_what_waits_for_quiet_is_called_when_nothing_comes_any_more() -> None:
+    reactor = Reactor(asyncio.get_running_loop())
     order: list[str] = []
-    left, right = os.pipe()
+    reader = PipeReader(order)
+    reactor.register(reader.fd, reader, IN)
+    reader.send("12")
+    reactor.call_when_quiet(lambda: order.append("first"))
+    reactor.call_when_quiet(lambda: order.append("second"))
+    assert not order
+    await turns_until(lambda: "second" in order)
+    reactor.call_when_quiet(lambda: order.append("third"))
+    await turns_until(lambda: "third" in order)
+    reactor.close()
+    reader.close()
+    assert order == ["1", "2", "first", "second", "third"]
 
-    class Reader(EventHandler):
-        def ready(self, events: int) -> None:
-            order.append(os.read(left, 1).decode())
 
-    reactor.register(left, Reader(), IN)
-    try:
-        os.write(right, b"1")
-        reactor.call_after_next_poll(lambda: order.append("after"))
-        os.write(right, b"2")
-        assert not order
-        while order[-1:] != ["after"]:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        assert order == ["1", "after"]
-        # Nothing comes any more.
-        os.read(left, 1)
-        reactor.call_after_next_poll(lambda: order.append("at once"))
-        reactor.call_after_next_poll(lambda: order.append("too"))
-        while order[-1] != "too":  # noqa: ASYNC110
-            await asyncio.sleep(0)
-    finally:
-        reactor.close()
-        os.close(left)
-        os.close(right)
-    assert order == ["1", "after", "at once", "too"]
-    reactor.call_after_next_poll(lambda: order.append("without epoll"))
-    await asyncio.sleep(0.01)
-    assert order[-1] == "without epoll"
+async def test_what_waits_for_quiet_does_not_wait_for_ever() -> None:
+    reactor = Reactor(asyncio.get_running_loop())
+    order: list[str] = []
+    reader = PipeReader(order)
+    reactor.register(reader.fd, reader, IN)
+    reader.send("x" * 100)
+    reactor.call_when_quiet(lambda: order.append("called"))
+    await turns_until(lambda: "called" in order)
+    reactor.close()
+    reader.close()
+    assert order.index("called") == reactor_._MAX_POLLS_WAITED + 1
+
+
+async def test_without_a_connection_there_is_nothing_to_wait_for() -> None:
+    reactor = Reactor(asyncio.get_running_loop())
+    order: list[str] = []
+    reactor.call_when_quiet(lambda: order.append("called"))
+    assert not order
+    await turns_until(lambda: bool(order))
+    reactor.call_when_quiet(lambda: order.append("at the end"))
+    reactor.close()
+    assert order == ["called", "at the end"]
+
+
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until it is so, for a thousand turns at the most."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("it never came to that")
