@@ -13,7 +13,9 @@ import pytest
 
 from penstock_proxy.config import Limits, Retries, ServiceConfig, Target, Timeouts
 from penstock_proxy.http import connection_pool as connection_pool_module
+from penstock_proxy.http import ended_request as ended_request_module
 from penstock_proxy.http import exchange as exchange_module
+from penstock_proxy.http import retried_request as retried_request_module
 from penstock_proxy.http import upstream_request as upstream_request_module
 from penstock_proxy.http import worker_connection as worker_connection_module
 from penstock_proxy.http.client_connection import ClientConnection
@@ -272,6 +274,8 @@ _READS_THE_CLOCK = (
     error_log_module,
     worker_connection_module,
     upstream_request_module,
+    retried_request_module,
+    ended_request_module,
 )
 
 

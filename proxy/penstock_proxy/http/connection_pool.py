@@ -17,7 +17,7 @@ What the reactor found in this turn was read before the request was; where it ma
 the kernel is asked (`Transport.is_quiet`). What is left is the time from the reactor's poll to the
 write at the end of the turn. What comes then is in the kernel behind the request, and cannot be
 told from a quick response: HTTP/1.1 does not number them. A 408 can: it says that the worker has
-seen no request (`upstream_request.discard_408`).
+seen no request (`retried_request.discard_408`).
 
 A connection that was authenticated as a whole is kept for one client, see
 docs/decisions/0018-authenticated-connections.md.

@@ -1,46 +1,36 @@
 """One HTTP request and its response.
 
-Owns: an exchange from the moment its head is read until it is counted and logged: the request's
-body on its way to the worker, the response on its way to the client, and how the exchange ends.
-Must not know: how bytes are read from either side (`client_connection`, `worker_connection`), and
-how a worker is found (`upstream_request`, its base).
+Owns: an exchange from the moment its head is read: the request's body on its way to the worker, and
+the response on its way to the client. Must not know: how bytes are read from either side
+(`client_connection`, `worker_connection`), how a worker is found (`upstream_request`) or another
+one asked (`retried_request`), and what is done at its end (`ended_request`, its base).
 
 Each request gets a new exchange, so no state of one request can leak into the next. It needs no
 task and no timer: its deadline is the client connection's.
 """
 
 from time import monotonic
-from typing import Final
 
 from penstock_proxy import errors
 from penstock_proxy.config import Timeouts
-from penstock_proxy.errors import Fault, RejectedError
+from penstock_proxy.errors import RejectedError
 from penstock_proxy.http import upgrade
 from penstock_proxy.http.client_closing import MAX_SKIPPED
 from penstock_proxy.http.downstream import Downstream
-from penstock_proxy.http.upstream_request import UpstreamRequest
+from penstock_proxy.http.ended_request import EndedRequest
 from penstock_proxy.http.worker_connection import LENGTH, BodyFraming, WorkerConnection
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
 from penstock_proxy.http1.response import Response
-from penstock_proxy.metrics import METHODS, OTHER
 from penstock_proxy.net.tcp_info import UNIX_OPEN, UNKNOWN
 from penstock_proxy.tcp.duplex import NO_FAULT, ClientHalf
 
-_LABELS: Final = {method.encode(): method for method in METHODS}
 
-
-class Exchange(UpstreamRequest):
+class Exchange(EndedRequest):
     """One request and its response."""
 
     # Defaults of the class, as in its base.
-    first_byte_s: float | None = None
-    status = 0
-    sent = 0
-    """Bytes of the response's body."""
-    received = 0
-    """Bytes of the request's body."""
     _body: RequestBody | None = None
     _sends_chunks = False
     _anything_sent = False
@@ -344,91 +334,3 @@ class Exchange(UpstreamRequest):
             self.fail(errors.RESPONSE_TIMEOUT, "between two pieces")
         else:
             self.bad_response(errors.RESPONSE_TIMEOUT, "")
-
-    def client_disconnected(self) -> None:
-        """The client has disconnected: abort the request to the worker."""
-        self.stop_trying()
-        self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
-        self._keep_alive = False
-        self.drop_connection()
-        self._finish(monotonic(), errors.CLIENT_GONE.kind, keep_alive=False)
-
-    def fail(self, fault: Fault, reason: str) -> None:
-        """Count and log a fault, and end the exchange with it."""
-        client = self.client
-        client.service.error_log.request_failed(
-            self.line, client.address, fault, reason, self.member, cut=self.response_started
-        )
-        client.service.counters.errors[fault.kind] += 1
-        self._end_with(fault)
-
-    def refuse(self, fault: Fault) -> None:
-        """End the exchange: no attempt is left. Failed attempts have had their faults counted."""
-        if self.retries:
-            client = self.client
-            client.service.error_log.request_failed(
-                self.line, client.address, fault, "no worker is left to try", None
-            )
-            self._end_with(fault)
-        else:
-            self.fail(fault, "")
-
-    def _end_with(self, fault: Fault) -> None:
-        """Send an error response, or cut the response off if it has started."""
-        client = self.client
-        service = client.service
-        if fault in errors.REJECTED:
-            service.counters.rejected[fault.kind] += 1
-        self.stop_trying()
-        self.drop_connection()
-        if self.response_started or not fault.status:
-            service.counters.broken_off += fault.side is not errors.Side.CLIENT
-            self._finish(monotonic(), fault.kind, keep_alive=False, truncated=True)
-            return
-        self.status = fault.status
-        keep_alive = self._keep_alive and self.request_done and not service.stopping
-        self.sent = client.send_error(fault, self.line, keep_alive=keep_alive)
-        self._finish(monotonic(), fault.kind, keep_alive=keep_alive)
-
-    def _finish(
-        self, now: float, termination: str, *, keep_alive: bool, truncated: bool = False
-    ) -> None:
-        """Count and log the exchange, and release both connections. Every exchange ends here, or
-        with `whole_response`."""
-        self.count(now - self.started, termination)
-        self._release(now, keep_alive=keep_alive, truncated=truncated)
-
-    def _release(self, now: float, *, keep_alive: bool, truncated: bool) -> None:
-        """Release the worker and both connections."""
-        client = self.client
-        service = client.service
-        connection, self.connection = self.connection, None
-        self.release_member()
-        if connection is not None:
-            connection.receiver = None
-            if connection.max_idle_s and self.request_done and not connection.blocked:
-                service.connections.put(connection, now)
-            else:
-                # Not `close`: a worker that has responded may never read the rest of the request.
-                connection.transport.abort()
-        client.exchange_over(keep_alive=keep_alive, truncated=truncated)
-
-    def count(self, total_s: float, termination: str) -> None:
-        """Count and log the exchange: once, at its end, after `total_s` seconds."""
-        self.client.service.counters.durations[self.member].observe(total_s)
-        self._record(total_s, termination)
-
-    def _record(self, total_s: float, termination: str) -> None:
-        """Count the request and log it. Its duration is counted by the caller."""
-        client, line, member = self.client, self.line, self.member
-        service = client.service
-        log = service.error_log
-        service.counters.requests[_LABELS.get(line.method, OTHER), self.status, member] += 1
-        if log.access_log is not None:
-            log.access_log.add(
-                self.started + total_s + log.wall_offset, client.address,
-                line.method, line.target, "HTTP/1.1" if line.minor else "HTTP/1.0",
-                self.status, self.sent, self.received, log.worker_name(member), self.connect_s,
-                self.first_byte_s, total_s, self.retries, self.request_id.decode("latin-1"),
-                termination, self.prepared.fields, client.tls,
-            )  # fmt: skip

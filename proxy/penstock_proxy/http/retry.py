@@ -2,7 +2,7 @@
 
 Owns: the retry rules, and the retry state of one request: which workers may have read it. The
 state is made when the first attempt fails, so that a request that succeeds at once costs nothing.
-This module only decides; `upstream_request` picks, pays from the budget and connects. No I/O, no
+This module only decides; `retried_request` asks another worker and pays from the budget. No I/O, no
 clock.
 
 A request may be retried as long as nothing of a response was sent to the client and the whole
