@@ -5,8 +5,8 @@ supplies: one that was passed to the worker, or one that begins with a PROXY hea
 know: when a worker is checked (`health_check`), what follows from the result (`pool`), and how a
 check reaches a worker by its address alone (`address_check`).
 
-The status line of the answer decides, and nothing that comes behind it: not a body without an end,
-a close or a reset. As soon as it is there the check's time no longer runs.
+The status of the answer decides, and nothing that comes behind its head: not a body without an end,
+a close or a reset. As soon as the head is there the check's time no longer runs.
 
 A bad answer often says what is wrong ("no connection to the database"). So its first bytes are part
 of the reason. They are the program's own words, so they are made one line of printable characters.

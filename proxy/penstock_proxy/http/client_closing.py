@@ -9,7 +9,10 @@ what comes is read and thrown away (RFC 9112 §9.6): as long as something comes,
 time. How much comes has no limit, because nothing of it is kept.
 
 If what is left of the body is small and its size is known, it is read the same way, and then the
-next request. The client was told that its connection is kept.
+next request. The client was told that its connection is kept, so the rest has as long as any body:
+`timeouts.body`, and `limits.min_rate` beyond.
+
+A client that takes its answer slowly is waited for, as long as it takes some.
 """
 
 import struct
@@ -18,7 +21,8 @@ from typing import Any, Final
 
 from penstock_proxy.http.client_identity import ClientIdentity
 from penstock_proxy.http.context import HttpContext
-from penstock_proxy.net.timer_wheel import TICK_S
+from penstock_proxy.net.half_closed import unacknowledged
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S
 from penstock_worker.net import lingering_close
 
 LINGER_IDLE_S: Final = lingering_close.IDLE_S
@@ -28,6 +32,8 @@ _STOPPING_LINGER_S: Final = 2.0
 MAX_SKIPPED: Final = 256 << 10
 """Bytes of a body that are read for the sake of the next request. As in Go's net/http."""
 _ALL: Final = -1
+_UNKNOWN: Final = 1 << 62
+"""More than can be untaken: nobody has looked yet."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: closing resets the connection."""
 
@@ -35,17 +41,30 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class Discarding:
     """What is read and thrown away."""
 
-    __slots__ = ("ends_at", "left", "since")
+    __slots__ = ("ends_at", "idle_s", "left", "min_rate", "since", "untaken")
 
-    def __init__(self, left: int, now: float, seconds: float) -> None:
+    def __init__(
+        self, left: int, now: float, seconds: float, idle_s: float, min_rate: int = 0
+    ) -> None:
+        """It lasts for `seconds`, and for one more for each `min_rate` bytes that come; 0: for no
+        more. It ends when nothing comes for `idle_s`."""
         self.left = left
         """Bytes until the next request; below zero: none follows."""
         self.since = now
         self.ends_at = now + seconds
+        self.idle_s = idle_s
+        self.min_rate = min_rate
+        self.untaken = _UNKNOWN
+        """Bytes of its answer that the client had not taken at the last look."""
 
     def deadline(self, now: float) -> float:
         """When it ends, if nothing more comes."""
-        return min(now + TICK_S + LINGER_IDLE_S, self.ends_at)
+        return min(now + TICK_S + self.idle_s, self.ends_at)
+
+    def has_taken_some(self, untaken: int) -> bool:
+        """Does the client still take its answer? `untaken`: bytes that it has not taken yet."""
+        before, self.untaken = self.untaken, untaken
+        return 0 < untaken < before
 
 
 class ClosingClient(ClientIdentity):
@@ -80,7 +99,7 @@ class ClosingClient(ClientIdentity):
             if not service.stopping:
                 # The answer may be on its way for as long as any other.
                 seconds = max(LINGER_S, service.timeouts.body)
-            self._begin_discarding(_ALL, seconds)
+            self._begin_discarding(Discarding(_ALL, service.timers.now, seconds, LINGER_IDLE_S))
         else:
             self._discarding = None
             self.transport.close()
@@ -90,11 +109,14 @@ class ClosingClient(ClientIdentity):
         """So much of the last request's body has not come yet: the next request is behind it."""
         if not self._closing:
             self._discards = True
-            self._begin_discarding(size, LINGER_S)
+            service = self.service
+            body_s, min_rate = service.timeouts.body, service.config.limits.min_rate
+            seconds = body_s if min_rate else NEVER
+            self._begin_discarding(Discarding(size, service.timers.now, seconds, body_s, min_rate))
 
-    def _begin_discarding(self, left: int, seconds: float) -> None:
+    def _begin_discarding(self, discarding: Discarding) -> None:
         timers = self.service.timers
-        discarding = self._discarding = Discarding(left, timers.now, seconds)
+        self._discarding = discarding
         self.transport.resume_reading()
         timers.arm(self, discarding.deadline(timers.now))
 
@@ -110,6 +132,8 @@ class ClosingClient(ClientIdentity):
                 self._discarding, self._discards = None, False
                 return True
             discarding.left -= len(data)
+        if discarding.min_rate:
+            discarding.ends_at += len(data) / discarding.min_rate
         timers = self.service.timers
         timers.arm(self, discarding.deadline(timers.now))
         return False
@@ -125,17 +149,20 @@ class ClosingClient(ClientIdentity):
         """Nothing has come for long enough, or something for too long."""
         discarding = self._discarding
         if not self._closing:
-            # It stopped in the middle of a body, so it waits for no answer.
-            self._end(linger=False)
+            # It may still read its answer, and send what it has begun.
+            self._end(linger=True)
         elif (
             discarding is not None
             and now < discarding.ends_at
-            and self.transport.get_write_buffer_size()
+            and discarding.has_taken_some(self._untaken())
         ):
-            # It has not taken all of its answer yet.
             self.service.timers.arm(self, discarding.deadline(now))
         else:
             self.transport.abort()
+
+    def _untaken(self) -> int:
+        """Bytes that were written, and that the client has not taken."""
+        return self.transport.get_write_buffer_size() + unacknowledged(self.transport.borrow())
 
     def _close_truncated(self, *, reset: bool) -> None:
         """Close in the middle of a response.

@@ -12,6 +12,7 @@ from penstock_proxy import errors
 from penstock_proxy.errors import Fault
 from penstock_proxy.http.retried_request import RetriedRequest
 from penstock_proxy.metrics import METHODS, OTHER
+from penstock_proxy.tcp.duplex import NO_FAULT
 
 _LABELS: Final = {method.encode(): method for method in METHODS}
 
@@ -26,6 +27,8 @@ class EndedRequest(RetriedRequest):
     """Bytes of the response's body."""
     received = 0
     """Bytes of the request's body."""
+    answered = False
+    """The client has its whole response, and its body still goes to the worker."""
     request_id: bytes
     request_done: bool
     """All of the request has come."""
@@ -34,6 +37,9 @@ class EndedRequest(RetriedRequest):
 
     def client_disconnected(self) -> None:
         """The client has disconnected: abort the request to the worker."""
+        if self.answered:
+            self._give_up_rest()
+            return
         self.stop_trying()
         self.client.service.counters.errors[errors.CLIENT_GONE.kind] += 1
         self._keep_alive = False
@@ -42,12 +48,21 @@ class EndedRequest(RetriedRequest):
 
     def fail(self, fault: Fault, reason: str) -> None:
         """Count and log a fault, and end the exchange with it."""
+        if self.answered:
+            self._give_up_rest()
+            return
         client = self.client
         client.service.error_log.request_failed(
             self.line, client.address, fault, reason, self.member, cut=self.response_started
         )
         client.service.counters.errors[fault.kind] += 1
         self._end_with(fault)
+
+    def _give_up_rest(self) -> None:
+        """The client has its whole response, and the rest of its body does not come."""
+        self._keep_alive = False
+        self.drop_connection()
+        self._finish(monotonic(), NO_FAULT, keep_alive=False)
 
     def refuse(self, fault: Fault) -> None:
         """End the exchange: no attempt is left. Failed attempts have had their faults counted."""

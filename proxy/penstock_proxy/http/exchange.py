@@ -18,6 +18,7 @@ from penstock_proxy.http import upgrade
 from penstock_proxy.http.client_closing import MAX_SKIPPED
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.ended_request import EndedRequest
+from penstock_proxy.http.retry import Failure
 from penstock_proxy.http.worker_connection import LENGTH, BodyFraming, WorkerConnection
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
@@ -115,6 +116,10 @@ class Exchange(EndedRequest):
         self.request_done = body.done
         if out:
             self._send(body, out)
+        if self.answered and body.done:
+            # What follows is the next request.
+            self.client.buffer, rest = rest, b""
+            self.finish_answered()
         return rest
 
     def _send(self, body: RequestBody, data: bytes) -> None:
@@ -188,14 +193,28 @@ class Exchange(EndedRequest):
 
         The response may end before the request does. Then the rest of the body is read, if it is
         small. Otherwise, or if that is not known, the client has to know it now. So it has if it
-        waits for a 100: it may send the body all the same, or the next request.
+        waits for a 100: it may send the body all the same, or the next request. The worker of a
+        connection that is this client's own gets all of the body.
         """
         body = self._body
         if self.client.service.stopping:
             return False
         if self.request_done or body is None:
             return True
-        return 0 <= body.left <= MAX_SKIPPED and not self._awaits_continue()
+        if self._awaits_continue():
+            return False
+        return 0 <= body.left <= MAX_SKIPPED or self._has_own_connection()
+
+    def _has_own_connection(self) -> bool:
+        """Is the worker's connection this client's own, and kept for its next request?"""
+        connection = self.connection
+        return (
+            connection is not None
+            and connection.receiver is self
+            and connection.binding is not None
+            and connection.max_idle_s > 0.0
+            and not connection.transport.is_closing()
+        )
 
     def whole_response(self, response: Response, body: bytes) -> bool:
         """Forward a whole response in which nothing has to be decided: most of them.
@@ -249,9 +268,31 @@ class Exchange(EndedRequest):
         """The response is complete."""
         if self._sends_chunks:
             self.write_to_client(b"0\r\n" + trailers + b"\r\n", 0)
-        self._finish(monotonic(), NO_FAULT, keep_alive=self._keep_alive)
-        if self._body is not None and not self.request_done:
-            self.client.skip(self._body.left)
+        if self._keep_alive and not self.request_done and self._has_own_connection():
+            # Of an authenticated connection nothing may be missing: the worker reads all of the
+            # body before the next request.
+            self.answered = True
+            self.resume_upload()
+        else:
+            self.finish_answered()
+
+    def finish_answered(self) -> None:
+        """The client has its whole response, and the rest of its body goes nowhere."""
+        body = self._body
+        left = -1 if body is None or self.request_done else body.left
+        keep_alive = self._keep_alive and (self.request_done or 0 <= left <= MAX_SKIPPED)
+        self._finish(monotonic(), NO_FAULT, keep_alive=keep_alive)
+        if left > 0:
+            self.client.skip(left)
+
+    def worker_connection_lost(
+        self, connection: WorkerConnection, fault: errors.Fault, failure: Failure
+    ) -> None:
+        if self.answered:
+            self.connection = None
+            self.finish_answered()
+        else:
+            super().worker_connection_lost(connection, fault, failure)
 
     def upgraded(self, connection: WorkerConnection, response: Response, rest: bytes) -> None:
         """The worker switches to another protocol: from now on both connections are a duplex."""

@@ -157,6 +157,7 @@ class WorkerConnection(FirstReceiver):
         "_framing",
         "_in_head",
         "_interim_count",
+        "_is_answered",
         "_on_idle_close",
         "_on_lost",
         "_responses",
@@ -207,6 +208,8 @@ class WorkerConnection(FirstReceiver):
         self._body_left = 0
         self._chunked: Chunked | None = None
         self._connection_options: frozenset[bytes] = frozenset()
+        self._is_answered = False
+        """The response is complete, and its request is not: nothing may come meanwhile."""
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -310,6 +313,7 @@ class WorkerConnection(FirstReceiver):
 
     def _set_framing(self, response: Response, receiver: ResponseReceiver) -> None:
         self.max_idle_s = response.max_idle_s
+        self._is_answered = False
         if response.authenticates:
             receiver.bind(self)
         self._body_left = NO_LENGTH
@@ -331,7 +335,9 @@ class WorkerConnection(FirstReceiver):
             self.max_idle_s = 0.0
 
     def _read_body(self, receiver: ResponseReceiver, data: bytes) -> None:
-        if self._chunked is not None:
+        if self._is_answered:
+            self.transport.abort()
+        elif self._chunked is not None:
             self._read_chunks(receiver, self._chunked, data)
         elif self._framing is BodyFraming.UNTIL_CLOSE:
             if data:
@@ -363,6 +369,7 @@ class WorkerConnection(FirstReceiver):
         self._chunked = None
         self.used = True
         receiver.response_complete(trailers)
+        self._is_answered = self.receiver is receiver
 
     def pause_writing(self) -> None:
         self.blocked = True

@@ -100,14 +100,26 @@ def client_port(info: ForwardedInfo, host: bytes, scheme: bytes) -> bytes:
     """The port that the client connected to, as far as trusted proxies say; empty: they do not.
 
     `host`: the request's Host, `scheme`: what we see ourselves, where they have reported none.
-    Their port counts before what follows from host and protocol. A host without a port means the
-    usual one of the protocol. If they report neither, Host says nothing of the client's side.
+    The port in their host counts first, so that no two fields contradict each other, and then the
+    port that they report. A host without a port means the usual one of the protocol. If they report
+    neither, Host says nothing of the client's side.
     """
-    if info.port or not (info.host or info.proto):
-        return info.port
-    match = _PORT_OF_HOST.search(info.host or host)
-    port = _port(match[1]) if match else b""
-    return port or _DEFAULT_PORTS.get(info.proto or scheme, b"")
+    reported = _port_of(info.host) or info.port
+    if reported or not (info.host or info.proto):
+        return reported
+    return _port_of(info.host or host) or _DEFAULT_PORTS.get(info.proto or scheme, b"")
+
+
+def _port_of(host: bytes) -> bytes:
+    match = _PORT_OF_HOST.search(host)
+    return _port(match[1]) if match else b""
+
+
+def _host(value: bytes) -> bytes:
+    """A host as a proxy reports it; empty if it is none, or its port is none."""
+    if _HOST.fullmatch(value) is None:
+        return b""
+    return b"" if _PORT_OF_HOST.search(value) and not _port_of(value) else value
 
 
 def _port(digits: bytes) -> bytes:
@@ -118,15 +130,11 @@ def _port(digits: bytes) -> bytes:
 
 def _from_x_forwarded(received: FieldValues, trusted: TrustedProxies) -> ForwardedInfo:
     nodes = [node.decode("latin-1") for node in _list_elements(received, b"x-forwarded-for")]
-    host, port = (
-        _last_element(received, b"x-forwarded-host", _HOST),
-        _last_element(received, b"x-forwarded-port", _PORT),
-    )
     return ForwardedInfo(
         hops=_hops(nodes, trusted),
         proto=_last_element(received, b"x-forwarded-proto", _PROTO).lower(),
-        host=host,
-        port=_port(port),
+        host=_host(_last_element(received, b"x-forwarded-host", _HOST)),
+        port=_port(_last_element(received, b"x-forwarded-port", _PORT)),
     )
 
 
@@ -142,7 +150,7 @@ def _from_forwarded(received: FieldValues, trusted: TrustedProxies) -> Forwarded
     return ForwardedInfo(
         hops=hops,
         proto=proto.lower() if _PROTO.fullmatch(proto) else b"",
-        host=host if _HOST.fullmatch(host) else b"",
+        host=_host(host),
     )
 
 

@@ -136,7 +136,7 @@ def parse_response(head: bytes, date: bytes = b"") -> Response:
         # Neither may announce a body (RFC 9110 §8.6). A worker that announces one may send it.
         # It must become neither the next client's response nor this one's final response.
         announced = framing.chunked or framing.length > 0
-        if status < 200 and (announced or (close and not minor and status != 101)):
+        if status < 200 and (announced or (not minor and status != 101)):
             # HTTP/1.0 has no interim responses: its clients take this one for the final one. In
             # HTTP/1.1 the final one says whether the connection ends (RFC 9112 §9.3).
             raise RejectedError(BAD_RESPONSE, "an interim response with a body, or of HTTP/1.0")

@@ -328,3 +328,114 @@ def test_a_proxy_header_does_not_keep_a_client_from_its_connection(harness: Harn
     assert first is not second
     assert ask(harness, client, AUTH % b"NTLM x") is second
     assert ask(harness, client, GET) is second
+
+
+# -- answered before the body has come
+
+TYPE_1 = b"POST / HTTP/1.1\r\nHost: a\r\nAuthorization: NTLM TlRMTVNT\r\n%b\r\n\r\n"
+BODIES = {
+    "small": (b"Content-Length: 5", b"abcde", b"abcde"),
+    "large": (b"Content-Length: 300000", b"x" * 300_000, b"x" * 300_000),
+    "chunks": (
+        b"Transfer-Encoding: chunked",
+        b"5\r\nabcde\r\n0\r\n\r\n",
+        b"5\r\nabcde\r\n0\r\n\r\n",
+    ),
+}
+CHALLENGES = [CHALLENGE, CHALLENGE.replace(b"Length: 0", b"Length: 2") + b"no"]
+CHALLENGES += [CHALLENGE.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")]
+CHALLENGES[-1] += b"2\r\nno\r\n0\r\n\r\n"
+
+
+def challenged(harness: Harness, body: str, challenge: bytes = CHALLENGE) -> tuple[Wire, Wire]:
+    """The client, whose request was answered before its body, and the worker's connection."""
+    client = harness.client()
+    client.send(TYPE_1 % BODIES[body][0])
+    own = harness.worker
+    own.received()
+    own.send(challenge)
+    head = client.received()
+    assert status(head) == 401
+    assert b"Connection: close" not in head
+    return client, own
+
+
+@pytest.mark.parametrize("challenge", CHALLENGES)
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("with_next", [False, True])
+def test_the_worker_gets_the_rest_of_the_body_and_the_next_request(
+    harness: Harness, body: str, challenge: bytes, *, with_next: bool
+) -> None:
+    client, own = challenged(harness, body, challenge)
+    _, sent, expected = BODIES[body]
+    client.send(sent[:3])
+    client.send(sent[3:] + (GET if with_next else b""))
+    if not with_next:
+        assert b"".join(chunks_or_bytes(own.received())) == b"".join(chunks_or_bytes(expected))
+        client.send(GET)
+        assert own.received().startswith(b"GET / ")
+    else:
+        assert b"GET / HTTP/1.1" in own.received()
+    own.send(OK)
+    assert status(client.received()) == 200
+    assert len(harness.network.wires) == 1
+    assert sum(harness.service.counters.requests.values()) == 2
+
+
+def chunks_or_bytes(data: bytes) -> list[bytes]:
+    """The payload, however it was divided into chunks."""
+    if not data.endswith(b"0\r\n\r\n"):
+        return [data]
+    return data.split(b"\r\n")[1::2]
+
+
+@pytest.mark.parametrize("how", ["ends", "resets", "goes on"])
+def test_a_worker_that_leaves_meanwhile_costs_its_client_nothing_but_the_connection(
+    harness: Harness, how: str
+) -> None:
+    client, own = challenged(harness, "small")
+    client.send(b"abc")
+    if how == "ends":
+        own.send_eof()
+    elif how == "resets":
+        own.reset()
+    else:
+        own.send(b"HTTP/1.1 200 OK\r\n")
+    assert own.lost
+    client.send(b"de" + GET)
+    assert harness.worker is not own
+    harness.worker.send(OK)
+    assert status(client.received()) == 200
+    assert not any(harness.service.counters.errors.values())
+
+
+def test_a_rest_that_never_comes_ends_both(harness: Harness) -> None:
+    client, own = challenged(harness, "small")
+    harness.advance(harness.service.timeouts.body + 1.0)
+    assert own.lost
+    assert client.ended
+    assert not harness.service.counters.broken_off
+
+
+def test_a_client_that_leaves_meanwhile_has_had_its_answer(harness: Harness) -> None:
+    client, own = challenged(harness, "small")
+    client.reset()
+    assert own.lost
+    assert not any(harness.service.counters.errors.values())
+    assert sum(harness.service.counters.requests.values()) == 1
+
+
+def test_a_malformed_rest_ends_both(harness: Harness) -> None:
+    client, own = challenged(harness, "chunks")
+    client.send(b"zz\r\n")
+    assert own.lost
+    assert client.ended
+    assert client.received() == b""
+
+
+def test_a_worker_that_does_not_keep_its_connection_has_the_close_said(harness: Harness) -> None:
+    client = harness.client()
+    client.send(TYPE_1 % b"Content-Length: 300000")
+    harness.worker.send(CHALLENGE.replace(b"NTLM", b"NTLM\r\nConnection: close"))
+    assert b"Connection: close" in client.received()
+    assert client.ended

@@ -6,8 +6,9 @@ The fixture `harness` checks at the end of each test that nothing is left open o
 import pytest
 from tests.proxy.conftest import Harness, Wire
 
-from penstock_proxy.config import Timeouts
+from penstock_proxy.config import Limits, Timeouts
 from penstock_proxy.errors import MAX_CONNECTIONS
+from penstock_proxy.http import client_closing
 from penstock_proxy.http.client_closing import LINGER_IDLE_S, LINGER_S, MAX_SKIPPED
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -279,15 +280,66 @@ def test_a_connection_whose_request_was_written_in_whole_is_used_again(harness: 
     harness.worker.send(OK)
 
 
-def test_a_rest_that_does_not_come_soon_is_not_waited_for(harness: Harness) -> None:
+BODY_S = Timeouts().body
+RATE = Limits().min_rate
+
+
+def test_the_rest_has_as_long_as_any_body(harness: Harness) -> None:
     client, _ = answered_early(harness, POST)
-    harness.advance(LINGER_IDLE_S - 1.0)
+    harness.advance(BODY_S - 1.0)
+    client.send(b"abc" + GET)
+    harness.worker.send(OK)
+    assert client.received() == OK
+    client, _ = answered_early(harness, POST)
+    harness.advance(BODY_S - 1.0)
     client.send(b"a")
-    harness.advance(LINGER_IDLE_S - 1.0)
-    assert [client.lost] == [False]
+    assert not client.ended
     harness.advance(2.0)
+    # Its answer is not destroyed by what it may have on the way.
+    assert [client.ended, client.lost] == [True, False]
+    client.send(b"bc")
+    harness.advance(LINGER_IDLE_S + 1.0)
     assert client.lost
-    assert {kind: n for kind, n in harness.service.counters.errors.items() if n} == {}
+
+
+def test_the_rest_may_come_as_slowly_as_any_body(harness: Harness) -> None:
+    size = 100 * RATE
+    client, _ = answered_early(harness, post(f"Content-Length: {size}"))
+    for _ in range(100):
+        harness.advance(1.0)
+        client.send(b"x" * RATE)
+    client.send(GET)
+    harness.worker.send(OK)
+    assert client.received() == OK
+    slower, _ = answered_early(harness, post(f"Content-Length: {size}"))
+    for _ in range(int(2 * BODY_S) + 2):
+        harness.advance(1.0)
+        slower.send(b"x" * (RATE // 2))
+    assert slower.ended
+
+
+def test_without_a_least_rate_only_silence_ends_it(harness: Harness) -> None:
+    harness.build(min_rate=0)
+    client, _ = answered_early(harness, post("Content-Length: 10"))
+    for _ in range(9):
+        harness.advance(BODY_S - 1.0)
+        client.send(b"x")
+    assert not client.ended
+    harness.advance(BODY_S + 1.0)
+    assert client.ended
+
+
+def test_a_client_that_still_takes_its_answer_is_waited_for(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([5000, 4000, 3000, 3000])
+    monkeypatch.setattr(client_closing, "unacknowledged", lambda _sock: next(left))
+    client = lingering(harness)
+    for _ in range(3):
+        harness.advance(LINGER_IDLE_S + 1.0)
+        assert [client.lost] == [False]
+    harness.advance(LINGER_IDLE_S + 1.0)
+    assert client.lost
 
 
 def test_a_client_that_goes_before_the_rest_is_no_failure(harness: Harness) -> None:

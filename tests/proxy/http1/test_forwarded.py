@@ -219,7 +219,7 @@ REPORTS = [
     ({}, "shop.example:9000", 0, "https", ("https", "shop.example:9000", "8000")),
     ({}, "shop.example", 443, "http", ("http", "shop.example", "443")),
     ({"For": "203.0.113.1"}, "shop.example", 443, "http", ("http", "shop.example", "443")),
-    # A port, whatever else.
+    # A port, whatever else but a port in the host.
     ({"Port": "8443"}, "shop.example", 443, "http", ("http", "shop.example", "8443")),
     ({"Port": "8443", "Proto": "https"}, "shop.example", 0, "http",
      ("https", "shop.example", "8443")),
@@ -242,8 +242,13 @@ REPORTS = [
      ("https", "ex.org:8443", "8443")),
     ({"Host": "[2001:db8::1]:8443", "Proto": "https"}, "shop.example", 0, "http",
      ("https", "[2001:db8::1]:8443", "8443")),
+    ({"Host": "ex.org:8443", "Port": "443", "Proto": "https"}, "shop.example", 0, "http",
+     ("https", "ex.org:8443", "8443")),
+    # A host whose port is none is no host.
     ({"Host": "ex.org:99999", "Proto": "https"}, "shop.example", 0, "http",
-     ("https", "ex.org:99999", "443")),
+     ("https", "shop.example", "443")),
+    ({"Host": "ex.org:0", "Proto": "https"}, "shop.example:8443", 0, "http",
+     ("https", "shop.example:8443", "8443")),
     ({"Host": "ex.org", "Proto": "https"}, "shop.example:9000", 8080, "http",
      ("https", "ex.org", "443")),
 ]  # fmt: skip

@@ -140,7 +140,10 @@ RESPONSES: Final = {
         (b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n" + answer(LENGTH), b""),
         (b"HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n" + answer(LENGTH), b""),
     )),
-    "one of HTTP/1.0": Row("502", ((b"HTTP/1.0 100 Continue\r\n\r\n" + answer(LENGTH), b""),)),
+    "one of HTTP/1.0": Row("502", (
+        (b"HTTP/1.0 100 Continue\r\n\r\n" + answer(LENGTH), b""),
+        (b"HTTP/1.0 100 C\r\nConnection: keep-alive\r\n\r\n" + answer(LENGTH), b""),
+    )),
     "more than 16": Row("502", ((b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + answer(LENGTH), b""),)),
     "101 for a protocol that was not offered": Row("502", (
         (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", b""),
