@@ -1,13 +1,9 @@
 """The transport of a plain connection: a non-blocking stream socket.
 
-Owns: one connected socket, the bytes that could not be written to it yet, and how it is closed.
+Owns: one connected socket, how it is read, and how it is closed (`socket_writer` has the rest).
 `tls.transport` works on top of one of these and keeps the same contract, so a receiver does not
 know which one it has: `connection_lost` is called once, never in the middle of another call, and
 the descriptor stays open until it has returned.
-
-A large write goes out at once. A small one is deferred until all ready connections have been
-handled: a peer on another core is then woken once for all of them, not once for each (measured
-on a relayed HTTP request: 1.0 of 12 µs in the kernel).
 
 Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps up, so something
 huge for a slow receiver costs kilobytes, and a small read makes them small again.
@@ -19,7 +15,6 @@ See docs/decisions/0001-own-epoll-reactor.md.
 
 import os
 import socket
-from collections import deque
 from contextlib import suppress
 from os import read, write
 from socket import SocketType
@@ -32,10 +27,10 @@ from penstock_proxy.net.reactor import (
     OUT,
     PEER_CLOSED,
     URGENT,
-    EventHandler,
     Reactor,
 )
-from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
+from penstock_proxy.net.socket_writer import SocketWriter
+from penstock_proxy.net.transport import FirstReceiver, Receiver
 from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
 
@@ -47,37 +42,22 @@ _SMALL_READ: Final = 16 << 10
 _MAX_READ_FACTOR: Final = 4
 """Times the high-water mark. So at most five times that mark waits for a peer that stops reading.
 Smaller reads cost a relayed stream a third more system calls."""
-_MAX_DEFERRED: Final = 16 << 10
-"""Bytes that one connection may defer; each one that is ready in the same poll may do so."""
-_MAX_PIECES: Final = 64
-"""Of one writev. The kernel takes 1024; there are rarely many."""
 
 
-class SocketTransport(Transport, EventHandler):
+class SocketTransport(SocketWriter):
     """One connection, made by `adopt`."""
 
     __slots__ = (
         "_at_eof",
-        "_closing",
-        "_deferred",
-        "_eof_written",
         "_error",
         "_events",
         "_family",
-        "_fd",
         "_first",
-        "_high_water",
-        "_lost",
         "_may_have_more",
         "_paused",
-        "_protocol",
-        "_reactor",
         "_read_size",
         "_sock",
-        "_unsent",
-        "_unsent_bytes",
         "_watches_errors",
-        "_writer_paused",
     )
 
     def __init__(
@@ -90,18 +70,9 @@ class SocketTransport(Transport, EventHandler):
         *,
         first: bool = False,
     ) -> None:
-        self._reactor = reactor
+        super().__init__(reactor, fd, protocol, high_water)
         self._first = first
-        self._fd = fd
         self._family = family
-        self._protocol = protocol
-        self._unsent: deque[bytes] | None = None
-        """Made when it is needed: for most connections never."""
-        self._unsent_bytes = 0
-        """Bytes in `_unsent`."""
-        self._high_water = high_water
-        self._deferred = b""
-        """Written, and not sent yet: the reactor calls `send_deferred`."""
         self._events = 0
         """What the reactor waits for."""
         self._read_size = _SMALL_READ
@@ -112,12 +83,6 @@ class SocketTransport(Transport, EventHandler):
         self._at_eof = False
         self._watches_errors = True
         """After the end of file: a reset is to be reported."""
-        self._eof_written = False
-        """`write_eof` was called: shut down for writing when all is written."""
-        self._writer_paused = False
-        """The receiver was told to pause writing."""
-        self._closing = False
-        self._lost = False
         self._error: OSError | None = None
         self._sock: SocketType | None = None
 
@@ -136,7 +101,7 @@ class SocketTransport(Transport, EventHandler):
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            self._close_now(error)
             return
         if 0 < len(data) < size and not events & PEER_CLOSED:
             if size > _SMALL_READ >= len(data):
@@ -180,44 +145,11 @@ class SocketTransport(Transport, EventHandler):
             return
         if events & ERROR:
             number = self.borrow().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._fail(ConnectionResetError(number, os.strerror(number)))
+            self._close_now(ConnectionResetError(number, os.strerror(number)))
         else:
             # Both directions have ended without an error. The receiver closes when it wants to;
             # until then epoll would report this again and again.
             self._watches_errors = False
-            self._update_events()
-
-    def _flush(self) -> None:
-        unsent = self._unsent
-        assert unsent is not None
-        try:
-            sent = os.writev(self._fd, [unsent[i] for i in range(min(len(unsent), _MAX_PIECES))])
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Not as BrokenPipeError, which means that nothing was sent at all (`tcp_info`).
-            self._fail(ConnectionResetError(error.errno, error.strerror))
-            return
-        self._unsent_bytes -= sent
-        while sent:
-            piece = unsent.popleft()
-            sent -= len(piece)
-            if sent < 0:
-                unsent.appendleft(piece[sent:])
-                break
-        if not unsent:
-            self._flushed()
-        if self._writer_paused and self._unsent_bytes <= self._high_water // 4 and not self._lost:
-            self._writer_paused = False
-            self._protocol.resume_writing()
-
-    def _flushed(self) -> None:
-        self._unsent = None
-        if self._closing:
-            self._close_now(None)
-        else:
-            if self._eof_written:
-                self._shutdown()
             self._update_events()
 
     def _update_events(self) -> None:
@@ -239,66 +171,6 @@ class SocketTransport(Transport, EventHandler):
             self._reactor.register(self._fd, self, events, first=self._first)
         else:
             self._reactor.modify(self._fd, events)
-
-    # -- writing
-
-    def write(self, data: bytes) -> None:
-        if self._closing or self._eof_written or not data:
-            return
-        if self._unsent is not None:
-            self._buffer(data)
-            return
-        reactor = self._reactor
-        if self._deferred:
-            data = self._deferred + data
-        elif reactor.dispatching:
-            reactor.deferred.append(self)
-        self._deferred = data
-        if not reactor.dispatching or len(data) > _MAX_DEFERRED:
-            self.send_deferred()
-
-    def send_deferred(self) -> None:
-        """Send what was deferred: all ready handlers have been called, or it has become much."""
-        data = self._deferred
-        if not data:
-            return
-        self._deferred = b""
-        try:
-            sent = write(self._fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._fail(error)
-            return
-        if sent != len(data):
-            self._buffer(data[sent:])
-
-    def _buffer(self, data: bytes) -> None:
-        if self._unsent is None:
-            self._unsent = deque()
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        self._update_events()
-        if self._unsent_bytes > self._high_water and not self._writer_paused:
-            self._writer_paused = True
-            self._protocol.pause_writing()
-
-    def write_eof(self) -> None:
-        if not (self._eof_written or self._closing):
-            self.send_deferred()
-            self._eof_written = True
-            if self._unsent is None:
-                self._shutdown()
-
-    def _shutdown(self) -> None:
-        try:
-            self.borrow().shutdown(socket.SHUT_WR)
-        except OSError:
-            # The connection is gone, and the next read reports it.
-            return
-
-    def get_write_buffer_size(self) -> int:
-        return self._unsent_bytes + len(self._deferred)
 
     # -- reading
 
@@ -360,15 +232,12 @@ class SocketTransport(Transport, EventHandler):
                 write(self._fd, held)
         self._close_now(None)
 
-    def _fail(self, error: OSError) -> None:
-        self._close_now(error)
-
     def _close_now(self, error: OSError | None) -> None:
         if self._lost:
             return
         self._lost = self._closing = True
         self._error = error
-        self._unsent, self._unsent_bytes, self._deferred = None, 0, b""
+        self._unsent, self._deferred = None, b""
         if self._events:
             self._events = 0
             self._reactor.discard(self._fd)
@@ -406,4 +275,4 @@ def adopt(
         transport._update_events()
     except OSError as error:
         # epoll cannot watch one more.
-        transport._fail(error)
+        transport._close_now(error)
