@@ -8,6 +8,10 @@ the descriptor stays open until it has returned.
 Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps up, so something
 huge for a slow receiver costs kilobytes, and a small read makes them small again.
 
+What came in large reads for a while is bulk. If all of it goes to one other transport, the next
+bytes go there through a pipe and are not copied (`pipes`), until little comes. Whatever is not
+plainly bytes (an end, an error, an urgent mark) is left to a read.
+
 Must not know: what the bytes mean. Must not be used after `connection_lost`.
 
 See docs/decisions/0001-own-epoll-reactor.md.
@@ -30,7 +34,7 @@ from penstock_proxy.net.reactor import (
     Reactor,
 )
 from penstock_proxy.net.socket_writer import SocketWriter
-from penstock_proxy.net.transport import FirstReceiver, Receiver
+from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
 
@@ -42,6 +46,8 @@ _SMALL_READ: Final = 16 << 10
 _MAX_READ_FACTOR: Final = 4
 """Times the high-water mark. So at most five times that mark waits for a peer that stops reading.
 Smaller reads cost a relayed stream a third more system calls."""
+_BULK: Final = 512 << 10
+"""Bytes of large reads in a row, after which it is bulk. On a unix socket few fill their buffer."""
 
 
 class SocketTransport(SocketWriter):
@@ -49,13 +55,16 @@ class SocketTransport(SocketWriter):
 
     __slots__ = (
         "_at_eof",
+        "_bulk",
         "_error",
         "_events",
         "_family",
         "_first",
+        "_is_read",
         "_may_have_more",
         "_paused",
         "_read_size",
+        "_sink",
         "_sock",
         "_watches_errors",
     )
@@ -75,7 +84,13 @@ class SocketTransport(SocketWriter):
         self._family = family
         self._events = 0
         """What the reactor waits for."""
+        self._is_read = False
+        """It waits for bytes, and they are read: none go to `_sink`."""
         self._read_size = _SMALL_READ
+        self._bulk = 0
+        """Bytes of large reads in a row."""
+        self._sink: Transport | None = None
+        """All that comes goes there, through a pipe."""
         self._paused = False
         """The receiver does not want to read."""
         self._may_have_more = False
@@ -91,9 +106,8 @@ class SocketTransport(SocketWriter):
     def ready(self, events: int) -> None:
         if self._events & OUT and events & ~IN:
             self._flush()
-        if self._closing or not (self._events & IN and events & ~OUT):
-            if self._at_eof and events & (ERROR | HANGUP):
-                self._ended(events)
+        if self._closing or not (self._is_read and events & ~OUT):
+            self._ready_otherwise(events)
             return
         size = self._read_size
         try:
@@ -103,28 +117,33 @@ class SocketTransport(SocketWriter):
         except OSError as error:
             self._close_now(error)
             return
-        if 0 < len(data) < size and not events & PEER_CLOSED:
-            if size > _SMALL_READ >= len(data):
-                # A buffer that is made for a flood costs many times as much as what it gets now.
-                self._read_size = _SMALL_READ
+        if 0 < len(data) < size == _SMALL_READ and not events & PEER_CLOSED:
             self._protocol.data_received(data)
         else:
             self._read_more(data, events)
+
+    def _ready_otherwise(self, events: int) -> None:
+        """Nothing has to be read."""
+        if self._at_eof:
+            if events & (ERROR | HANGUP):
+                self._ended(events)
+        elif self._sink is not None and events & ~OUT:
+            self._splice(self._sink, events)
 
     def failed(self) -> None:
         self.abort()
 
     def _read_more(self, data: bytes, events: int) -> None:
-        """The read filled its buffer, or the peer has shut down its side."""
-        size = self._read_size
+        """The read filled its buffer, or that was large, or the peer has shut down its side."""
         if data:
-            self._may_have_more = True
-            if len(data) == size:
-                if size < self._high_water * _MAX_READ_FACTOR:
-                    self._read_size = size * 2
-                self._protocol.data_received(data)
-                return
+            is_full = len(data) == self._read_size
+            self._may_have_more |= is_full or bool(events & PEER_CLOSED)
+            self._adapt_read_size(len(data))
             self._protocol.data_received(data)
+            if self._bulk >= _BULK:
+                self._splice_from_now_on()
+            if is_full or not events & PEER_CLOSED:
+                return
             # These were the last bytes if only PEER_CLOSED is set: no read is needed to learn of
             # the end. With an error set, the next read returns it.
             if (
@@ -138,6 +157,61 @@ class SocketTransport(SocketWriter):
             self._update_events()
         else:
             self.close()
+
+    def _adapt_read_size(self, count: int) -> None:
+        size = self._read_size
+        if count == size:
+            if size < self._high_water * _MAX_READ_FACTOR:
+                self._read_size = size * 2
+        elif count <= _SMALL_READ:
+            # A buffer that is made for a flood costs many times as much as what it gets now.
+            self._read_size = _SMALL_READ
+            self._bulk = 0
+            return
+        self._bulk += count
+
+    def _splice_from_now_on(self) -> None:
+        self._bulk = 0
+        if not self._closing:
+            self._sink = self._protocol.sink()
+            self._is_read = self._sink is None and bool(self._events & IN)
+
+    def _splice(self, sink: Transport, events: int) -> None:
+        """Send what has come through a pipe, or leave it to the next read."""
+        if self._closing or not self._events & IN:
+            return
+        size = self._read_size
+        count = 0 if events & (ERROR | HANGUP | URGENT) else self._move(sink)
+        self._adapt_read_size(count)
+        if not self._bulk:
+            self._stop_splicing()
+        elif count == size and self._events & IN:
+            # Likely there is as much again. Twice takes no longer than a read and a write, and
+            # a turn of the loop for each move cost a tenth more.
+            self._move(sink)
+
+    def _move(self, sink: Transport) -> int:
+        """Move bytes through a pipe. Returns how many; 0: there are none, or no pipe."""
+        pipe = sink.lend_pipe()
+        if pipe is None:
+            return 0
+        try:
+            count = pipe.fill(self._fd, self._read_size)
+        except OSError as error:
+            self._reactor.pipes.give(pipe)
+            self._close_now(error)
+            return 0
+        if count:
+            sink.write_pipe(pipe)
+            self._protocol.bytes_spliced(count)
+        else:
+            self._reactor.pipes.give(pipe)
+        return count
+
+    def _stop_splicing(self) -> None:
+        self._sink = None
+        self._bulk = 0
+        self._is_read = bool(self._events & IN)
 
     def _ended(self, events: int) -> None:
         """After its end of file the peer has reset the connection, or closed its reading side."""
@@ -160,6 +234,7 @@ class SocketTransport(SocketWriter):
             events = ERROR if self._watches_errors and not self._closing else 0
         elif not (self._paused or self._closing):
             events = IN
+        self._is_read = events == IN and self._sink is None
         if self._unsent is not None:
             events |= OUT
         before, self._events = self._events, events
@@ -201,6 +276,8 @@ class SocketTransport(SocketWriter):
 
     def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
+        if self._sink is not None:
+            self._stop_splicing()
 
     def borrow(self) -> SocketType:
         if self._sock is None:
@@ -237,7 +314,9 @@ class SocketTransport(SocketWriter):
             return
         self._lost = self._closing = True
         self._error = error
-        self._unsent, self._deferred = None, b""
+        if self._unsent is not None:
+            self._unsent.discard()
+        self._unsent, self._sink, self._deferred = None, None, b""
         if self._events:
             self._events = 0
             self._reactor.discard(self._fd)
