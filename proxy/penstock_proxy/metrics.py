@@ -287,7 +287,7 @@ def snapshot(
 ) -> dict[str, Any]:
     """The `metrics` of a proxy's answer to STATS, ready for JSON.
 
-    `fds` is by kind (listener, client, upstream, channel, other), `log_dropped` by service,
+    `fds` is by kind (listener, client, upstream, pipe, channel, other), `log_dropped` by service,
     `tasks` and `loop_lag` (flat, see `LagHistogram`) of the event loop.
     """
     return {

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Final
 
+from penstock_proxy.net.pipes import Pipes
 from penstock_proxy.net.trait import trait
 from penstock_worker.telemetry.loop_lag import LagHistogram
 
@@ -146,6 +147,7 @@ class Reactor:
         "dispatching",
         "is_current",
         "lag",
+        "pipes",
         "slices",
     )
 
@@ -173,6 +175,8 @@ class Reactor:
         self.lag = LagHistogram()
         """How long turns were, in which nobody else was served."""
         self.slices = Slices(loop, self.lag)
+        self.pipes = Pipes()
+        """For bytes that go from one connection to another."""
 
     def register(self, fd: int, handler: EventHandler, events: int, *, first: bool = False) -> None:
         """Call `handler.ready` whenever `fd` is ready for `events`, until `unregister`.
@@ -224,6 +228,7 @@ class Reactor:
 
     def close(self) -> None:
         self._run_all_callbacks()
+        self.pipes.close()
         if self._epoll is not None:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()

@@ -1,16 +1,16 @@
 """The transport of a plain connection: a non-blocking stream socket.
 
-Owns: one connected socket, the bytes that could not be written to it yet, and how it is closed.
+Owns: one connected socket, how it is read, and how it is closed (`socket_writer` has the rest).
 `tls.transport` works on top of one of these and keeps the same contract, so a receiver does not
 know which one it has: `connection_lost` is called once, never in the middle of another call, and
 the descriptor stays open until it has returned.
 
-A large write goes out at once. A small one is deferred until all ready connections have been
-handled: a peer on another core is then woken once for all of them, not once for each (measured
-on a relayed HTTP request: 1.0 of 12 µs in the kernel).
-
 Reads are of 16 KiB. They grow as long as they are filled and the receiver keeps up, so something
 huge for a slow receiver costs kilobytes, and a small read makes them small again.
+
+What came in large reads for a while is bulk. If all of it goes to one other transport, the next
+bytes go there through a pipe and are not copied (`pipes`), until little comes. Whatever is not
+plainly bytes (an end, an error, an urgent mark) is left to a read.
 
 Must not know: what the bytes mean. Must not be used after `connection_lost`.
 
@@ -19,7 +19,6 @@ See docs/decisions/0001-own-epoll-reactor.md.
 
 import os
 import socket
-from collections import deque
 from contextlib import suppress
 from os import read, write
 from socket import SocketType
@@ -32,9 +31,9 @@ from penstock_proxy.net.reactor import (
     OUT,
     PEER_CLOSED,
     URGENT,
-    EventHandler,
     Reactor,
 )
+from penstock_proxy.net.socket_writer import SocketWriter
 from penstock_proxy.net.transport import FirstReceiver, Receiver, Transport
 from penstock_proxy.net.unread_input import is_silent
 from penstock_worker.net.stream import Stream
@@ -47,37 +46,27 @@ _SMALL_READ: Final = 16 << 10
 _MAX_READ_FACTOR: Final = 4
 """Times the high-water mark. So at most five times that mark waits for a peer that stops reading.
 Smaller reads cost a relayed stream a third more system calls."""
-_MAX_DEFERRED: Final = 16 << 10
-"""Bytes that one connection may defer; each one that is ready in the same poll may do so."""
-_MAX_PIECES: Final = 64
-"""Of one writev. The kernel takes 1024; there are rarely many."""
+_BULK: Final = 512 << 10
+"""Bytes of large reads in a row, after which it is bulk. On a unix socket few fill their buffer."""
 
 
-class SocketTransport(Transport, EventHandler):
+class SocketTransport(SocketWriter):
     """One connection, made by `adopt`."""
 
     __slots__ = (
         "_at_eof",
-        "_closing",
-        "_deferred",
-        "_eof_written",
+        "_bulk",
         "_error",
         "_events",
         "_family",
-        "_fd",
         "_first",
-        "_high_water",
-        "_lost",
+        "_is_read",
         "_may_have_more",
         "_paused",
-        "_protocol",
-        "_reactor",
         "_read_size",
+        "_sink",
         "_sock",
-        "_unsent",
-        "_unsent_bytes",
         "_watches_errors",
-        "_writer_paused",
     )
 
     def __init__(
@@ -90,21 +79,18 @@ class SocketTransport(Transport, EventHandler):
         *,
         first: bool = False,
     ) -> None:
-        self._reactor = reactor
+        super().__init__(reactor, fd, protocol, high_water)
         self._first = first
-        self._fd = fd
         self._family = family
-        self._protocol = protocol
-        self._unsent: deque[bytes] | None = None
-        """Made when it is needed: for most connections never."""
-        self._unsent_bytes = 0
-        """Bytes in `_unsent`."""
-        self._high_water = high_water
-        self._deferred = b""
-        """Written, and not sent yet: the reactor calls `send_deferred`."""
         self._events = 0
         """What the reactor waits for."""
+        self._is_read = False
+        """It waits for bytes, and they are read: none go to `_sink`."""
         self._read_size = _SMALL_READ
+        self._bulk = 0
+        """Bytes of large reads in a row."""
+        self._sink: Transport | None = None
+        """All that comes goes there, through a pipe."""
         self._paused = False
         """The receiver does not want to read."""
         self._may_have_more = False
@@ -112,12 +98,6 @@ class SocketTransport(Transport, EventHandler):
         self._at_eof = False
         self._watches_errors = True
         """After the end of file: a reset is to be reported."""
-        self._eof_written = False
-        """`write_eof` was called: shut down for writing when all is written."""
-        self._writer_paused = False
-        """The receiver was told to pause writing."""
-        self._closing = False
-        self._lost = False
         self._error: OSError | None = None
         self._sock: SocketType | None = None
 
@@ -126,9 +106,8 @@ class SocketTransport(Transport, EventHandler):
     def ready(self, events: int) -> None:
         if self._events & OUT and events & ~IN:
             self._flush()
-        if self._closing or not (self._events & IN and events & ~OUT):
-            if self._at_eof and events & (ERROR | HANGUP):
-                self._ended(events)
+        if self._closing or not (self._is_read and events & ~OUT):
+            self._ready_otherwise(events)
             return
         size = self._read_size
         try:
@@ -136,30 +115,35 @@ class SocketTransport(Transport, EventHandler):
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            self._close_now(error)
             return
-        if 0 < len(data) < size and not events & PEER_CLOSED:
-            if size > _SMALL_READ >= len(data):
-                # A buffer that is made for a flood costs many times as much as what it gets now.
-                self._read_size = _SMALL_READ
+        if 0 < len(data) < size == _SMALL_READ and not events & PEER_CLOSED:
             self._protocol.data_received(data)
         else:
             self._read_more(data, events)
+
+    def _ready_otherwise(self, events: int) -> None:
+        """Nothing has to be read."""
+        if self._at_eof:
+            if events & (ERROR | HANGUP):
+                self._ended(events)
+        elif self._sink is not None and events & ~OUT:
+            self._splice(self._sink, events)
 
     def failed(self) -> None:
         self.abort()
 
     def _read_more(self, data: bytes, events: int) -> None:
-        """The read filled its buffer, or the peer has shut down its side."""
-        size = self._read_size
+        """The read filled its buffer, or that was large, or the peer has shut down its side."""
         if data:
-            self._may_have_more = True
-            if len(data) == size:
-                if size < self._high_water * _MAX_READ_FACTOR:
-                    self._read_size = size * 2
-                self._protocol.data_received(data)
-                return
+            is_full = len(data) == self._read_size
+            self._may_have_more |= is_full or bool(events & PEER_CLOSED)
+            self._adapt_read_size(len(data))
             self._protocol.data_received(data)
+            if self._bulk >= _BULK:
+                self._splice_from_now_on()
+            if is_full or not events & PEER_CLOSED:
+                return
             # These were the last bytes if only PEER_CLOSED is set: no read is needed to learn of
             # the end. With an error set, the next read returns it.
             if (
@@ -174,50 +158,72 @@ class SocketTransport(Transport, EventHandler):
         else:
             self.close()
 
+    def _adapt_read_size(self, count: int) -> None:
+        size = self._read_size
+        if count == size:
+            if size < self._high_water * _MAX_READ_FACTOR:
+                self._read_size = size * 2
+        elif count <= _SMALL_READ:
+            # A buffer that is made for a flood costs many times as much as what it gets now.
+            self._read_size = _SMALL_READ
+            self._bulk = 0
+            return
+        self._bulk += count
+
+    def _splice_from_now_on(self) -> None:
+        self._bulk = 0
+        if not self._closing:
+            self._sink = self._protocol.sink()
+            self._is_read = self._sink is None and bool(self._events & IN)
+
+    def _splice(self, sink: Transport, events: int) -> None:
+        """Send what has come through a pipe, or leave it to the next read."""
+        if self._closing or not self._events & IN:
+            return
+        size = self._read_size
+        count = 0 if events & (ERROR | HANGUP | URGENT) else self._move(sink)
+        self._adapt_read_size(count)
+        if not self._bulk:
+            self._stop_splicing()
+        elif count == size and self._events & IN:
+            # Likely there is as much again. Twice takes no longer than a read and a write, and
+            # a turn of the loop for each move cost a tenth more.
+            self._move(sink)
+
+    def _move(self, sink: Transport) -> int:
+        """Move bytes through a pipe. Returns how many; 0: there are none, or no pipe."""
+        pipe = sink.lend_pipe()
+        if pipe is None:
+            return 0
+        try:
+            count = pipe.fill(self._fd, self._read_size)
+        except OSError as error:
+            self._reactor.pipes.give(pipe)
+            self._close_now(error)
+            return 0
+        if count:
+            sink.write_pipe(pipe)
+            self._protocol.bytes_spliced(count)
+        else:
+            self._reactor.pipes.give(pipe)
+        return count
+
+    def _stop_splicing(self) -> None:
+        self._sink = None
+        self._bulk = 0
+        self._is_read = bool(self._events & IN)
+
     def _ended(self, events: int) -> None:
         """After its end of file the peer has reset the connection, or closed its reading side."""
         if self._closing:
             return
         if events & ERROR:
             number = self.borrow().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._fail(ConnectionResetError(number, os.strerror(number)))
+            self._close_now(ConnectionResetError(number, os.strerror(number)))
         else:
             # Both directions have ended without an error. The receiver closes when it wants to;
             # until then epoll would report this again and again.
             self._watches_errors = False
-            self._update_events()
-
-    def _flush(self) -> None:
-        unsent = self._unsent
-        assert unsent is not None
-        try:
-            sent = os.writev(self._fd, [unsent[i] for i in range(min(len(unsent), _MAX_PIECES))])
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Not as BrokenPipeError, which means that nothing was sent at all (`tcp_info`).
-            self._fail(ConnectionResetError(error.errno, error.strerror))
-            return
-        self._unsent_bytes -= sent
-        while sent:
-            piece = unsent.popleft()
-            sent -= len(piece)
-            if sent < 0:
-                unsent.appendleft(piece[sent:])
-                break
-        if not unsent:
-            self._flushed()
-        if self._writer_paused and self._unsent_bytes <= self._high_water // 4 and not self._lost:
-            self._writer_paused = False
-            self._protocol.resume_writing()
-
-    def _flushed(self) -> None:
-        self._unsent = None
-        if self._closing:
-            self._close_now(None)
-        else:
-            if self._eof_written:
-                self._shutdown()
             self._update_events()
 
     def _update_events(self) -> None:
@@ -228,6 +234,7 @@ class SocketTransport(Transport, EventHandler):
             events = ERROR if self._watches_errors and not self._closing else 0
         elif not (self._paused or self._closing):
             events = IN
+        self._is_read = events == IN and self._sink is None
         if self._unsent is not None:
             events |= OUT
         before, self._events = self._events, events
@@ -239,66 +246,6 @@ class SocketTransport(Transport, EventHandler):
             self._reactor.register(self._fd, self, events, first=self._first)
         else:
             self._reactor.modify(self._fd, events)
-
-    # -- writing
-
-    def write(self, data: bytes) -> None:
-        if self._closing or self._eof_written or not data:
-            return
-        if self._unsent is not None:
-            self._buffer(data)
-            return
-        reactor = self._reactor
-        if self._deferred:
-            data = self._deferred + data
-        elif reactor.dispatching:
-            reactor.deferred.append(self)
-        self._deferred = data
-        if not reactor.dispatching or len(data) > _MAX_DEFERRED:
-            self.send_deferred()
-
-    def send_deferred(self) -> None:
-        """Send what was deferred: all ready handlers have been called, or it has become much."""
-        data = self._deferred
-        if not data:
-            return
-        self._deferred = b""
-        try:
-            sent = write(self._fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._fail(error)
-            return
-        if sent != len(data):
-            self._buffer(data[sent:])
-
-    def _buffer(self, data: bytes) -> None:
-        if self._unsent is None:
-            self._unsent = deque()
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        self._update_events()
-        if self._unsent_bytes > self._high_water and not self._writer_paused:
-            self._writer_paused = True
-            self._protocol.pause_writing()
-
-    def write_eof(self) -> None:
-        if not (self._eof_written or self._closing):
-            self.send_deferred()
-            self._eof_written = True
-            if self._unsent is None:
-                self._shutdown()
-
-    def _shutdown(self) -> None:
-        try:
-            self.borrow().shutdown(socket.SHUT_WR)
-        except OSError:
-            # The connection is gone, and the next read reports it.
-            return
-
-    def get_write_buffer_size(self) -> int:
-        return self._unsent_bytes + len(self._deferred)
 
     # -- reading
 
@@ -329,6 +276,8 @@ class SocketTransport(Transport, EventHandler):
 
     def set_protocol(self, protocol: Receiver) -> None:
         self._protocol = protocol
+        if self._sink is not None:
+            self._stop_splicing()
 
     def borrow(self) -> SocketType:
         if self._sock is None:
@@ -360,15 +309,14 @@ class SocketTransport(Transport, EventHandler):
                 write(self._fd, held)
         self._close_now(None)
 
-    def _fail(self, error: OSError) -> None:
-        self._close_now(error)
-
     def _close_now(self, error: OSError | None) -> None:
         if self._lost:
             return
         self._lost = self._closing = True
         self._error = error
-        self._unsent, self._unsent_bytes, self._deferred = None, 0, b""
+        if self._unsent is not None:
+            self._unsent.discard()
+        self._unsent, self._sink, self._deferred = None, None, b""
         if self._events:
             self._events = 0
             self._reactor.discard(self._fd)
@@ -406,4 +354,4 @@ def adopt(
         transport._update_events()
     except OSError as error:
         # epoll cannot watch one more.
-        transport._fail(error)
+        transport._close_now(error)

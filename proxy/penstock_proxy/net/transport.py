@@ -8,6 +8,7 @@ a class with a base that is not compiled stays slow.
 
 from socket import SocketType
 
+from penstock_proxy.net.pipes import Pipe
 from penstock_proxy.net.trait import trait
 
 
@@ -37,6 +38,18 @@ class Receiver:
         """The connection is over; the descriptor is closed when this returns. Called once."""
         raise NotImplementedError
 
+    def sink(self) -> "Transport | None":
+        """Where all that is received goes, as it is, from now on. None: that is not so.
+
+        Asked of the receiver of a bulk stream. From then on bytes may go there by themselves, and
+        `bytes_spliced` is called in place of `data_received`.
+        """
+        return None
+
+    def bytes_spliced(self, count: int) -> None:
+        """So many bytes have come, at least one, and were written to `sink`."""
+        raise NotImplementedError
+
 
 @trait
 class FirstReceiver(Receiver):
@@ -55,6 +68,18 @@ class Transport:
     __slots__ = ()
 
     def write(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def lend_pipe(self) -> Pipe | None:
+        """An empty pipe, for bytes that are to be written next: it has to come back by
+        `write_pipe`, or goes back to where it came from (`Pipes.give`).
+
+        None: there is none, something else has to be written first, or nothing can be.
+        """
+        return None
+
+    def write_pipe(self, pipe: Pipe) -> None:
+        """Write what is in this pipe, which was lent."""
         raise NotImplementedError
 
     def write_eof(self) -> None:

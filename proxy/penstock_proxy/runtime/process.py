@@ -57,6 +57,7 @@ class Proxy(CommandTarget, Reports):
         self._reactor = Reactor(loop)
         self._timers = TimerWheel(monotonic())
         self._fd_budget = FdBudget(_raise_descriptor_limit(), 0, 0)
+        self._reactor.pipes.descriptors = self._fd_budget
         self._spare = lingering_close.SpareDescriptor()
         self._cuts = Cuts(loop, self._report_cut)
         self.services = Services(
@@ -215,6 +216,7 @@ class Proxy(CommandTarget, Reports):
         try:
             yield from expiring
             self._fd_budget.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._reactor.pipes.tick()
             yield from self.services.ticking(now)
             self._leave_when_empty()
         finally:

@@ -16,7 +16,16 @@ accepted only to be refused."""
 class FdBudget:
     """The budget of one process. All counts are descriptors."""
 
-    __slots__ = ("clients", "in_flight", "limit", "listeners", "other", "pending", "upstreams")
+    __slots__ = (
+        "clients",
+        "in_flight",
+        "limit",
+        "listeners",
+        "other",
+        "pending",
+        "pipes",
+        "upstreams",
+    )
 
     def __init__(self, limit: int, listeners: int, other: int) -> None:
         """`limit`: RLIMIT_NOFILE; `other`: open descriptors of no other kind."""
@@ -30,6 +39,9 @@ class FdBudget:
         """Connections to workers."""
         self.pending = 0
         """Client connections that will be passed to a worker: they need no second one."""
+        self.pipes = 0
+        """Both ends of pipes between connections (`net/pipes`). None is opened unless there is much
+        more room than it takes."""
         self.in_flight = 0
         """Passed to a worker that has not accepted them yet. They are not open here, but each
         may come back, and the kernel drops a descriptor, and with it the client, if the process
@@ -38,14 +50,15 @@ class FdBudget:
     @property
     def open(self) -> int:
         """Open descriptors, by these counts."""
-        return self.listeners + self.other + self.clients + self.upstreams + self.pending
+        connections = self.clients + self.upstreams + self.pending
+        return self.listeners + self.other + self.pipes + connections
 
     def room(self) -> int:
         """How many more connections can have two descriptors each. Below 1: none.
 
         Each client that is connected already may still need its second one.
         """
-        committed = self.listeners + self.other + self.pending + self.in_flight
+        committed = self.listeners + self.other + self.pipes + self.pending + self.in_flight
         committed += self.clients + max(self.clients, self.upstreams)
         return (self.limit - RESERVE - committed) // 2
 
@@ -66,5 +79,6 @@ class FdBudget:
             "listener": self.listeners,
             "client": self.clients + self.pending,
             "upstream": self.upstreams,
+            "pipe": self.pipes,
             "other": self.other,
         }

@@ -58,6 +58,9 @@ class _Half(HasDeadline, FirstReceiver):
         self.at_eof = False
         """Its end of file has come."""
 
+    def sink(self) -> Transport | None:
+        return self.other.transport
+
     def pause_writing(self) -> None:
         if self.other.transport is not None:
             self.other.transport.pause_reading()
@@ -117,6 +120,12 @@ class WorkerHalf(_Half):
         client.last_active = client.timers.now
         if client.transport is not None:
             client.transport.write(data)
+
+    def bytes_spliced(self, count: int) -> None:
+        client = self.client
+        client.sent += count
+        client.counters.sent += count
+        client.last_active = client.timers.now
 
     def expect_less_silence(self) -> None:
         self.client.expect_less_silence()
@@ -226,6 +235,11 @@ class ClientHalf(_Half):
         worker = self.other.transport
         if worker is not None:
             worker.write(data)
+
+    def bytes_spliced(self, count: int) -> None:
+        self.received += count
+        self.counters.received += count
+        self.last_active = self.timers.now
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None

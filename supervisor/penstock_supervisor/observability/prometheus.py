@@ -48,7 +48,7 @@ from penstock_worker.telemetry.loop_lag import BUCKETS_S as LAG_BUCKETS_S
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text"
 
-FD_KINDS: Final = ("listener", "client", "upstream", "channel", OTHER)
+FD_KINDS: Final = ("listener", "client", "upstream", "pipe", "channel", OTHER)
 RESTART_REASONS: Final = (
     "exit", "signal", "start_timeout", "spawn", "retire", "channel", "liveness", "unhealthy",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """A proxy's own connections keep the contract of asyncio's transports, over real sockets.
 
 The same under both event loops.
-Covers `net/reactor` and `net/transport`.
+Covers `net/reactor`, `net/socket_writer`, `net/transport` and `net/unsent`.
 """
 
 import asyncio

@@ -48,6 +48,13 @@ def test_a_passed_connection_needs_one_descriptor_until_it_is_accepted() -> None
     assert budget.room() < 1
 
 
+def test_a_pipe_takes_the_room_of_a_client() -> None:
+    budget = FdBudget(RESERVE + 4, listeners=0, other=0)
+    budget.pipes = 2
+    assert budget.room() == 1
+    assert budget.open == 2
+
+
 @given(limit=st.integers(0, 400), listeners=COUNT, other=COUNT, events=st.lists(st.booleans()))
 def test_every_accepted_client_finds_a_second_descriptor(
     limit: int, listeners: int, other: int, events: list[bool]
@@ -64,11 +71,12 @@ def test_every_accepted_client_finds_a_second_descriptor(
     assert budget.clients == 0 or budget.open + RESERVE <= limit
 
 
-@given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT, pending=COUNT)
+@given(listeners=COUNT, other=COUNT, clients=COUNT, upstreams=COUNT, pending=COUNT, pipes=COUNT)
 def test_the_kinds_add_up(
-    listeners: int, other: int, clients: int, upstreams: int, pending: int
+    listeners: int, other: int, clients: int, upstreams: int, pending: int, pipes: int
 ) -> None:
     budget = FdBudget(1024, listeners, other)
     budget.clients, budget.upstreams, budget.pending = clients, upstreams, pending
+    budget.pipes = pipes
     assert sum(budget.by_kind().values()) == budget.open
-    assert set(budget.by_kind()) == {"listener", "client", "upstream", "other"}
+    assert set(budget.by_kind()) == {"listener", "client", "upstream", "pipe", "other"}
