@@ -137,10 +137,10 @@ class Pool:
         """The member's checks are judged by this from now on."""
         self._by_number[number].health = health
 
-    def add(self, target: Target) -> Member:
+    def add(self, target: Target, *, tells_rotation: bool = True) -> Member:
         """Add a member. It is picked after its first good check, unless `target.up` is set.
 
-        ValueError: its number is taken.
+        `tells_rotation`: `on_change` is called for one that is up. ValueError: its number is taken.
         """
         if target.member in self._by_number:
             raise ValueError(f"member {target.member} is there already")
@@ -152,7 +152,8 @@ class Pool:
         self._policy.add(member)
         if member.state is MemberState.UP:
             self._update_rotation()
-            self._on_change(member, member.reason)
+            if tells_rotation:
+                self._on_change(member, member.reason)
         return member
 
     def remove(self, number: int) -> Member:

@@ -23,6 +23,7 @@ from penstock_proxy import messages
 from penstock_proxy.balancing.outlier_detection import Recent
 from penstock_proxy.balancing.pool import Member
 from penstock_proxy.config import ProxyConfig
+from penstock_proxy.config_parts import ReceivedParts
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TICK_S, TimerWheel
 from penstock_proxy.runtime import stats
@@ -64,6 +65,7 @@ class Proxy(CommandTarget, Reports):
                 loop, self._reactor, self._timers, self._fd_budget, self._spare, self._cuts, self
             )
         )
+        self.parts = ReceivedParts()
         self.commands = Commands(self, self._reactor.slices)
         self._channel: Channel | None = None
         self._configured: asyncio.Future[None] = loop.create_future()

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from random import random
 from time import monotonic
 from typing import Final
@@ -24,7 +23,6 @@ from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.http.open_clients import ClientHandle
 from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.listener.filter_chain import FilterChain
 from penstock_proxy.listener.listeners import Listeners
@@ -33,6 +31,7 @@ from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
+from penstock_proxy.runtime.changed_settings import rewriting, telling
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_proxy.tcp.duplex import ClientHalf
 from penstock_worker.telemetry.access_log import AccessLog
@@ -147,36 +146,14 @@ class Service(HttpContext):
         if self.dispatcher is not None:
             self.dispatcher.configure()
         self.overload.configure()
-        if _rewriting(config) != _rewriting(before):
+        if rewriting(config) != rewriting(before):
             self.rewriter = rewriter_for(config, self._port)
-        self._tell_clients(before)
+        self._telling = telling(self, before)
+        self.reactor.slices.run(self._telling)
         self.filter_chain.configure()
         self.listeners.configure(self.filter_chain.first_filter, config.timeouts.queue)
         self.capacity_changed()
         self.serve_queue_soon()
-
-    def _tell_clients(self, before: ServiceConfig) -> None:
-        """Tell those that are open of what they have kept of the configuration before."""
-        config, timeouts = self.config, before.timeouts
-        speaks_otherwise = _speech(config) != _speech(before)
-        rewrites_otherwise = _rewriting(config) != _rewriting(before)
-        if speaks_otherwise or rewrites_otherwise or config.timeouts != timeouts:
-
-            def tell(client: ClientHandle) -> None:
-                if speaks_otherwise:
-                    client.retire()
-                elif rewrites_otherwise:
-                    client.use_rewriter(self.rewriter)
-                client.timeouts_changed(timeouts)
-
-            self._telling = chain(self.clients.each(tell), self._telling_relays())
-            self.reactor.slices.run(self._telling)
-
-    def _telling_relays(self) -> Iterator[None]:
-        for owner, relay in tuple(self.relays.items()):
-            if isinstance(relay, ClientHalf) and self.relays.get(owner) is relay:
-                relay.timeouts = self.timeouts
-            yield
 
     def certificates_changed(self) -> Iterator[None]:
         """A set of certificates is complete: it may be the first one."""
@@ -210,9 +187,9 @@ class Service(HttpContext):
             self._port = self.listeners.port
             self.rewriter = rewriter_for(self.config, self._port)
 
-    def add_member(self, target: Target) -> Member:
+    def add_member(self, target: Target, *, tells_rotation: bool = True) -> Member:
         """Add a worker while the service runs. ValueError: it is there already."""
-        member = self.pool.add(target)
+        member = self.pool.add(target, tells_rotation=tells_rotation)
         if target.address:
             self.addresses[target.member] = socket_address(parse_address(target.address))
         if self.dispatcher is not None:
@@ -406,14 +383,3 @@ class Service(HttpContext):
 
 def _ignore(member: Member, reason: str, recent: Recent) -> None:
     pass
-
-
-def _rewriting(config: ServiceConfig) -> tuple[object, ...]:
-    """What requests are rewritten by."""
-    headers = config.limits.headers
-    return config.trusted_proxies, config.forwarding, config.tls, config.verifies, headers
-
-
-def _speech(config: ServiceConfig) -> tuple[object, ...]:
-    """What a connection was accepted with, and cannot change."""
-    return config.tls, config.verifies, config.send_proxy
