@@ -154,6 +154,79 @@ def test_relayed_connections_are_told_of_other_timeouts_one_in_each_step(harness
     assert all(one.timeouts is after for one in relays)
 
 
+class IdleConnection:
+    """One to a worker."""
+
+    closed = 0
+    max_idle_s = 10.0
+
+    def __init__(self, idle_since: float, number: int = 0) -> None:
+        self.idle_since = idle_since
+        self.member = self
+        self.number = number
+        self.transport = self
+
+    def close(self) -> None:
+        IdleConnection.closed += 1
+
+
+class KeptConnections:
+    """What a service keeps of connections to two hundred workers, three to each of them."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.pool = harness.service.connections
+        self.slices = HeldSlices()
+        harness.service.reactor.slices = self.slices  # type: ignore[assignment]
+        self.idle: Any = self.pool._idle
+        self.bound: Any = self.pool._bound
+        IdleConnection.closed = 0
+        for n in range(MANY):
+            self.idle[n] = deque(IdleConnection(since) for since in (n, n + 4.5))
+            self.bound[IdleConnection(0.0, n)] = None
+
+    def close(self) -> int:
+        """Close what is to be closed; returns how many these were."""
+        before = IdleConnection.closed
+        assert self.slices.most_in_a_step(lambda: IdleConnection.closed) <= 1
+        self.slices.works.clear()
+        return IdleConnection.closed - before
+
+    def count(self) -> int:
+        return sum(map(len, self.pool._idle.values())) + len(self.pool._bound)
+
+
+def test_the_oldest_connections_are_closed_one_in_each_step(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    assert kept.pool.end_oldest(20) == 20
+    assert IdleConnection.closed == 0
+    kept.idle[2].popleft()
+    assert kept.close() == 20
+    # The first ones of 0 to 11, without the one that was taken; from 4.5 on the others as well.
+    left = {n: len(kept.idle[n]) for n in (0, 1, 2, 3, 7, 8, 11, 12, 13)}
+    assert left == {0: 0, 1: 0, 2: 0, 3: 0, 7: 0, 8: 1, 11: 1, 12: 1, 13: 2}
+    assert kept.pool.end_oldest(10 * MANY) == 2 * MANY - 21
+    assert kept.close() == 2 * MANY - 21
+    assert (kept.pool.end_oldest(1), len(kept.bound)) == (0, MANY)
+
+
+def test_dropped_connections_are_closed_one_in_each_step(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    kept.pool.drop(3)
+    assert kept.close() == 3
+    assert kept.count() == 3 * (MANY - 1)
+    kept.pool.drop_all()
+    assert kept.count() == 0
+    assert kept.close() == 3 * (MANY - 1)
+
+
+def test_overdue_connections_are_closed_some_at_each_tick(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    for left in (344, 88, 0):
+        kept.pool.tick(1000.0)
+        assert kept.count() == left
+    assert kept.close() == 3 * MANY
+
+
 def test_who_begins_to_wait_before_it_is_told_of_other_timeouts_has_them_already(
     harness: Harness,
 ) -> None:
