@@ -138,10 +138,10 @@ class Service(HttpContext):
         if config.tls and not (self.config.tls or self.filter_chain.has_certificates):
             # Until then its clients go on to speak as they do.
             config = config.model_copy(update={"tls": False, "verifies": False})
-        before = self.config
+        before, limit, now = self.config, config.limits.per_worker, self.timers.now
+        balance, ejection = config.balance, config.ejection
+        yield from self.pool.configuring(balance, config.health, ejection, limit, now)
         super().configure(config)
-        limit = config.limits.per_worker
-        self.pool.configure(config.balance, config.health, config.ejection, limit, self.timers.now)
         self.outlier_detection.configure(config.ejection)
         if self.dispatcher is not None:
             self.dispatcher.configure()
@@ -320,7 +320,7 @@ class Service(HttpContext):
 
     def ticking(self, now: float) -> Iterator[None]:
         """Four times a second: do what is due, a part in each step."""
-        self.pool.tick(now)
+        yield from self.pool.ticking(now)
         if self.dispatcher is not None:
             self.dispatcher.tick(now)
         yield

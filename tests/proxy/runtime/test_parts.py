@@ -177,8 +177,8 @@ class KeptConnections:
         self.pool = harness.service.connections
         self.slices = HeldSlices()
         harness.service.reactor.slices = self.slices  # type: ignore[assignment]
-        self.idle: Any = self.pool._idle
-        self.bound: Any = self.pool._bound
+        self.idle = cast("Any", self.pool._idle)
+        self.bound = cast("Any", self.pool._bound)
         IdleConnection.closed = 0
         for n in range(MANY):
             self.idle[n] = deque(IdleConnection(since) for since in (n, n + 4.5))

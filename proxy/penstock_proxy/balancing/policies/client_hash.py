@@ -1,11 +1,12 @@
 """A client keeps its slot. A worker that leaves the rotation moves only its own clients.
 
 Owns: the ring, and who is next for a client. Each slot has points on a ring of 2^64, in number by
-its weight. A client has PROBES places on the same ring, and goes to the slot whose point comes
-next after one of them with the shortest way (multi-probe consistent hashing, Appleton and O'Reilly
+its weight. A client has PROBES places on the same ring, and goes to the slot whose point comes next
+after one of them with the shortest way (multi-probe consistent hashing, Appleton and O'Reilly
 2015). With one probe a ring is even only with hundreds of points for each slot; with eight it
 is with thirty-two. A look-up costs a digest and eight binary searches, with two slots and with a
-thousand.
+thousand. Points of slots that are out of the rotation stay, and are passed over: who leaves or
+comes back changes no ring.
 
 The points are those of the slot, so that a client stays where it is when a worker is replaced,
 at whatever address. While a slot has two workers, the newer one gets its clients if it is up. An
@@ -22,16 +23,15 @@ from struct import unpack
 from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.balancing.policies.policy import M, Policy
+from penstock_proxy.balancing.policies.policy import Candidate, M, Policy
 
 _POINTS: Final = 32
 """Of a slot, for each unit of its weight."""
 _MAX_POINTS: Final = 1 << 17
 """Of all together. Where weights are so large, all have half as many points, or a quarter."""
-_FEW: Final = 16
-"""Changed slots whose points are put into the ring one by one; for more it is sorted anew."""
 _PROBES: Final = "<8Q"
 _DIGEST_SIZE: Final = 64
+_POINTS_OF_DIGEST: Final = 8
 _RING: Final = (1 << 64) - 1
 _MAX_CACHED_CLIENTS: Final = 4096
 """Strangers must not be able to make the cache grow."""
@@ -41,73 +41,119 @@ Name = int | str
 
 
 class ClientHash(Policy[M]):
-    """The ring of the slots in the rotation."""
+    """The ring of all slots, and who of them is in the rotation."""
 
-    __slots__ = ("_cached", "_owners", "_points", "_ring", "_slots", "_weights")
+    __slots__ = (
+        "_cached", "_members", "_owners", "_points", "_ring", "_slots", "_total", "_weights",
+    )  # fmt: skip
     ignores_slow_start = True
     uses_client_address = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
-        self._slots: dict[Name, list[M]] = {}
-        """The members of each slot, whose turn it is first."""
+        self._members: dict[Name, list[M]] = {}
+        """All members of each slot."""
         self._weights: dict[Name, int] = {}
+        """The largest weight of them: so many points the slot has on the ring."""
+        self._slots: dict[Name, list[M]] = {}
+        """Those of them that are in the rotation, whose turn it is first. None is empty."""
+        self._total = 0
+        """The weights of all slots."""
         self._points = _POINTS
         self._ring: list[int] = []
         self._owners: dict[int, Name] = {}
         """By point."""
         self._cached: dict[str, M] = {}
+        for member in members:
+            self._note(member)
+        for name, slot in self._members.items():
+            self._weights[name] = _weight(slot)
+        self._total = sum(self._weights.values())
+        self._make_ring()
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        slots: dict[Name, list[M]] = {}
-        weights: dict[Name, int] = {}
-        shared: set[Name] = set()
-        for member in rotation:
-            name: Name = member.address if member.is_upstream else member.slot
-            if name in slots:
-                slots[name].append(member)
-                weights[name] = max(weights[name], member.weight)
-                shared.add(name)
-            else:
-                slots[name] = [member]
-                weights[name] = member.weight
-        for name in shared:
-            slots[name].sort(key=_precedence, reverse=True)
-        self._slots = slots
-        self._cached.clear()
-        if weights != self._weights:
-            self._update_ring(weights)
+    # -- members
 
-    def _update_ring(self, weights: dict[Name, int]) -> None:
-        points = _POINTS
-        while points > 1 and points * sum(weights.values()) > _MAX_POINTS:
-            points //= 2
-        before = self._weights
-        changed = [
-            name for name in before.keys() | weights.keys() if before.get(name) != weights.get(name)
-        ]
-        if points != self._points or len(changed) > _FEW:
-            self._owners = {
-                point: name
-                for name, weight in weights.items()
-                for point in _points(name, weight * points)
-            }
-            self._ring = sorted(self._owners)
+    def add(self, member: M) -> None:
+        self._note(member)
+        self._resize(_name(member))
+
+    def remove(self, member: M) -> None:
+        name = _name(member)
+        members = self._members[name]
+        members.remove(member)
+        if not members:
+            del self._members[name]
+        self._resize(name)
+
+    def _note(self, member: M) -> None:
+        name = _name(member)
+        members = self._members.get(name)
+        if members is None:
+            self._members[name] = [member]
         else:
-            for name in changed:
-                self._remove(_points(name, before.get(name, 0) * points))
-                self._insert(name, _points(name, weights.get(name, 0) * points))
-        self._weights, self._points = weights, points
+            members.append(member)
 
-    def _remove(self, points: Iterable[int]) -> None:
-        ring = self._ring
-        for point in points:
-            del ring[bisect_left(ring, point)]
-            del self._owners[point]
+    def _resize(self, name: Name) -> None:
+        """A slot may have another weight now."""
+        before, weight = self._weights.pop(name, 0), _weight(self._members.get(name, ()))
+        if weight:
+            self._weights[name] = weight
+        self._total += weight - before
+        if self._points_of_all() != self._points:
+            self._make_ring()
+        elif weight > before:
+            for point in _points(name, before * self._points, weight * self._points):
+                insort(self._ring, point)
+                self._owners[point] = name
+        else:
+            for point in _points(name, weight * self._points, before * self._points):
+                del self._ring[bisect_left(self._ring, point)]
+                del self._owners[point]
+        if weight != before and self._cached:
+            self._cached = {}
 
-    def _insert(self, name: Name, points: Iterable[int]) -> None:
-        for point in points:
-            insort(self._ring, point)
-            self._owners[point] = name
+    def _points_of_all(self) -> int:
+        points = _POINTS
+        while points > 1 and points * self._total > _MAX_POINTS:
+            points //= 2
+        return points
+
+    def _make_ring(self) -> None:
+        self._points = self._points_of_all()
+        self._owners = {
+            point: name
+            for name, weight in self._weights.items()
+            for point in _points(name, 0, weight * self._points)
+        }
+        self._ring = sorted(self._owners)
+
+    # -- the rotation
+
+    def enter(self, member: M) -> None:
+        name = _name(member)
+        members = self._slots.get(name)
+        if members is None:
+            self._slots[name] = [member]
+        else:
+            members.append(member)
+            members.sort(key=_precedence, reverse=True)
+        self._cached = {}
+
+    def leave(self, member: M) -> None:
+        name = _name(member)
+        members = self._slots[name]
+        members.remove(member)
+        if not members:
+            del self._slots[name]
+        self._cached = {}
+
+    def present(self) -> Collection[M]:
+        return [member for members in self._slots.values() for member in members]
+
+    def state_changed(self, member: M) -> None:
+        members = self._slots[_name(member)]
+        if len(members) > 1:
+            members.sort(key=_precedence, reverse=True)
+            self._cached = {}
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         """Does nothing: a client that got another worker for a time would lose its own."""
@@ -128,7 +174,7 @@ class ClientHash(Policy[M]):
     def _nearest(self, client: str) -> M | None:
         """Where a client is at home; None: there is nobody."""
         ring = self._ring
-        if not ring:
+        if not self._slots:
             return None
         size = len(ring)
         nearest, shortest = 0, _RING + 1
@@ -138,12 +184,15 @@ class ClientHash(Policy[M]):
             way = (point - probe) & _RING
             if way < shortest:
                 nearest, shortest = point, way
-        return self._slots[self._owners[nearest]][0]
+        members = self._slots.get(self._owners[nearest])
+        return self._nearest_of_others(client, ()) if members is None else members[0]
 
     def _nearest_of_others(self, client: str, avoid: Collection[M]) -> M | None:
-        """Where it is at home while those are away."""
-        ring = self._ring
+        """Where it is at home while those are away, and those that are out of the rotation."""
+        ring, slots, owners = self._ring, self._slots, self._owners
         size = len(ring)
+        if len(avoid) >= len(slots) and all(one in avoid for one in self.present()):
+            return None
         nearest, shortest = None, _RING + 1
         for probe in unpack(_PROBES, _digest(client)):
             at = bisect_left(ring, probe)
@@ -152,7 +201,9 @@ class ClientHash(Policy[M]):
                 way = (point - probe) & _RING
                 if way >= shortest:
                     break
-                members = self._slots[self._owners[point]]
+                members = slots.get(owners[point])
+                if members is None:
+                    continue
                 member = next((one for one in members if one not in avoid), None)
                 if member is not None:
                     nearest, shortest = member, way
@@ -168,9 +219,21 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(errors="surrogateescape"), digest_size=_DIGEST_SIZE).digest()
 
 
-def _points(name: Name, count: int) -> Iterable[int]:
-    """Points of a slot on the ring; of fewer ones, the first of these."""
+def _name(member: Candidate) -> Name:
+    return member.address if member.is_upstream else member.slot
+
+
+def _weight(members: Sequence[M]) -> int:
+    """Of a slot that has these members."""
+    if len(members) == 1:
+        return members[0].weight
+    return max((member.weight for member in members), default=0)
+
+
+def _points(name: Name, first: int, end: int) -> Iterable[int]:
+    """Points of a slot on the ring, of all that it could have."""
     points: list[int] = []
-    while len(points) < count:
-        points.extend(unpack(_PROBES, _digest(f"{len(points)} {name}")))
-    return points[:count]
+    begin = first - first % _POINTS_OF_DIGEST
+    while begin + len(points) < end:
+        points.extend(unpack(_PROBES, _digest(f"{begin + len(points)} {name}")))
+    return points[first - begin : end - begin]
