@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from penstock_proxy.balancing.member import Member
 from penstock_proxy.balancing.member_state import MemberState
+from penstock_proxy.balancing.policies.client_hash import ClientHash
 from penstock_proxy.balancing.pool import Pool
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
@@ -162,3 +163,29 @@ def test_many_members_of_unequal_weights_have_their_shares_at_once_and_even_turn
     round_ = [pool.pick("") for _ in range(sum(expected.values()))]
     at = [place for place, member in enumerate(round_) if member is heavy]
     assert all(after - before > len(round_) // 6 for before, after in pairwise(at))
+
+
+def test_a_large_ring_whose_weights_cross_its_bound_is_made_anew_in_steps() -> None:
+    events = Events("client_hash", random.Random(3), 0, 1)
+    pool = events.pool
+    events.weights = 100
+    for _ in range(100):
+        events.add()
+    ring = pool._policy
+    assert isinstance(ring, ClientHash)
+    assert ring.is_rough
+    for member in pool.members:
+        events.check(member, ok=True)
+    steps = 0
+    for _ in pool.ticking(0.0):
+        steps += 1
+        events.picks()
+    another = pool._policy
+    assert isinstance(another, ClientHash)
+    assert len(ring._ring) < len(another._ring) <= 1 << 17
+    assert steps > len(another._ring) / 64
+    assert not another.is_rough
+    fresh: ClientHash[Member] = ClientHash(pool.members, random.random)
+    fresh.set_rotation(pool.members)
+    for number in range(100):
+        assert pool.pick(f"10.0.0.{number}") is fresh.pick(f"10.0.0.{number}")

@@ -17,7 +17,7 @@ See docs/decisions/0024-client-hash.md.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from struct import unpack
 from typing import Final
@@ -29,6 +29,14 @@ _POINTS: Final = 32
 """Of a slot, for each unit of its weight."""
 _MAX_POINTS: Final = 1 << 17
 """Of all together. Where weights are so large, all have half as many points, or a quarter."""
+_SMALL: Final = 1 << 12
+"""A ring with no more points is changed at once, whatever changes."""
+_AT_ONCE: Final = 64
+"""Points that come into a larger one at once, or leave it. If more should, it `is_rough` until the
+pool has had another one made in steps."""
+_PARTS: Final = 256
+_PART: Final = (1 << 64) // _PARTS
+"""Such a part of a ring is put in order in one step."""
 _PROBES: Final = "<8Q"
 _DIGEST_SIZE: Final = 64
 _POINTS_OF_DIGEST: Final = 8
@@ -44,7 +52,8 @@ class ClientHash(Policy[M]):
     """The ring of all slots, and who of them is in the rotation."""
 
     __slots__ = (
-        "_cached", "_members", "_owners", "_points", "_ring", "_slots", "_total", "_weights",
+        "_cached", "_members", "_on_ring", "_owners", "_points", "_ring", "_slots", "_total",
+        "_weights", "is_rough",
     )  # fmt: skip
     ignores_slow_start = True
     uses_client_address = True
@@ -53,12 +62,15 @@ class ClientHash(Policy[M]):
         self._members: dict[Name, list[M]] = {}
         """All members of each slot."""
         self._weights: dict[Name, int] = {}
-        """The largest weight of them: so many points the slot has on the ring."""
+        """The largest weight of them."""
+        self._on_ring: dict[Name, int] = {}
+        """How many points each slot has."""
         self._slots: dict[Name, list[M]] = {}
         """Those of them that are in the rotation, whose turn it is first. None is empty."""
         self._total = 0
         """The weights of all slots."""
         self._points = _POINTS
+        self.is_rough = False
         self._ring: list[int] = []
         self._owners: dict[int, Name] = {}
         """By point."""
@@ -71,6 +83,26 @@ class ClientHash(Policy[M]):
         self._make_ring()
 
     # -- members
+
+    def beginning(self, members: Sequence[M]) -> Iterator[None]:
+        for member in members:
+            self._note(member)
+        for name, slot in self._members.items():
+            self._weights[name] = _weight(slot)
+        self._total = sum(self._weights.values())
+        self._points = _points_of(self._total)
+        parts: list[list[int]] = [[] for _ in range(_PARTS)]
+        for name, weight in self._weights.items():
+            self._on_ring[name] = wanted = weight * self._points
+            for first in range(0, wanted, _AT_ONCE):
+                for point in _points(name, first, min(first + _AT_ONCE, wanted)):
+                    self._owners[point] = name
+                    parts[point // _PART].append(point)
+                yield
+        for part in parts:
+            part.sort()
+            self._ring += part
+            yield
 
     def add(self, member: M) -> None:
         self._note(member)
@@ -94,35 +126,41 @@ class ClientHash(Policy[M]):
 
     def _resize(self, name: Name) -> None:
         """A slot may have another weight now."""
-        before, weight = self._weights.pop(name, 0), _weight(self._members.get(name, ()))
+        weight = _weight(self._members.get(name, ()))
+        self._total += weight - self._weights.pop(name, 0)
         if weight:
             self._weights[name] = weight
-        self._total += weight - before
-        if self._points_of_all() != self._points:
+        if _points_of(self._total) != self._points and len(self._ring) <= _SMALL:
             self._make_ring()
-        elif weight > before:
-            for point in _points(name, before * self._points, weight * self._points):
-                insort(self._ring, point)
-                self._owners[point] = name
         else:
-            for point in _points(name, weight * self._points, before * self._points):
-                del self._ring[bisect_left(self._ring, point)]
-                del self._owners[point]
-        if weight != before and self._cached:
-            self._cached = {}
+            self._put_points(name, weight * self._points)
+        self._cached = {}
 
-    def _points_of_all(self) -> int:
-        points = _POINTS
-        while points > 1 and points * self._total > _MAX_POINTS:
-            points //= 2
-        return points
+    def _put_points(self, name: Name, wanted: int) -> None:
+        """A slot is to have so many points; in a large ring that may have to wait for another."""
+        have = count = self._on_ring.pop(name, 0)
+        if len(self._ring) + wanted <= _SMALL:
+            count = wanted
+        else:
+            count = max(have - _AT_ONCE, min(wanted, have + _AT_ONCE))
+            if count != wanted or _points_of(self._total) != self._points:
+                self.is_rough = True
+        for point in _points(name, have, count):
+            insort(self._ring, point)
+            self._owners[point] = name
+        for point in _points(name, count, have):
+            del self._ring[bisect_left(self._ring, point)]
+            del self._owners[point]
+        if count:
+            self._on_ring[name] = count
 
     def _make_ring(self) -> None:
-        self._points = self._points_of_all()
+        points = self._points = _points_of(self._total)
+        self._on_ring = {name: weight * points for name, weight in self._weights.items()}
         self._owners = {
             point: name
-            for name, weight in self._weights.items()
-            for point in _points(name, 0, weight * self._points)
+            for name, count in self._on_ring.items()
+            for point in _points(name, 0, count)
         }
         self._ring = sorted(self._owners)
 
@@ -223,6 +261,14 @@ def _name(member: Candidate) -> Name:
     return member.address if member.is_upstream else member.slot
 
 
+def _points_of(weights: int) -> int:
+    """For a unit of weight, of so many in all."""
+    points = _POINTS
+    while points > 1 and points * weights > _MAX_POINTS:
+        points //= 2
+    return points
+
+
 def _weight(members: Sequence[M]) -> int:
     """Of a slot that has these members."""
     if len(members) == 1:
@@ -232,6 +278,8 @@ def _weight(members: Sequence[M]) -> int:
 
 def _points(name: Name, first: int, end: int) -> Iterable[int]:
     """Points of a slot on the ring, of all that it could have."""
+    if first >= end:
+        return ()
     points: list[int] = []
     begin = first - first % _POINTS_OF_DIGEST
     while begin + len(points) < end:
