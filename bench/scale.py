@@ -108,11 +108,17 @@ HEAD: Final = (
 )
 
 
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody has at this moment."""
+    with ExitStack() as stack:
+        new = socket.create_server
+        socks = [stack.enter_context(new(("127.0.0.1", 0))) for _ in range(count)]
+        return [sock.getsockname()[1] for sock in socks]
+
+
 def free_port() -> int:
-    """A port that nobody has at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+    """One of them."""
+    return free_ports(1)[0]
 
 
 @contextmanager
@@ -164,7 +170,7 @@ def origin(folder: Path) -> Iterator[int]:
 
 def configuration(case: Case, folder: Path, at: int) -> tuple[str, list[int]]:
     """The configuration, and the ports of its services."""
-    ports = [free_port() for _ in range(case.services)]
+    ports = free_ports(case.services)
     addresses = [f"127.1.{n >> 8}.{n & 255}:{at}" for n in range(1, case.upstreams + 1)]
     lines = ['run_dir = ""', f"proxies = {case.proxies}"]
     for number, port in enumerate(ports):
