@@ -211,8 +211,8 @@ def measure(case: Case, folder: Path, at: int, seconds: int) -> Figures:
     return Figures(
         1e6 * cpu / max(1, count),
         float(found(r"Requests/sec:\s+([\d.]+)", report)),
-        found(r"50%\s+(\S+)", report),
-        found(r"99%\s+(\S+)", report),
+        found(r"\s50%\s+(\S+)", report),
+        found(r"\s99%\s+(\S+)", report),
         longest_turn(turns, after),
         long_turns(turns, after),
         " ".join(re.findall(r"Socket errors.*|Non-2xx.*", report)),

@@ -90,7 +90,7 @@ class Proxy(CommandTarget, Reports):
             await self.services.run_checks(self._finished)
             # What it has counted since it was last asked.
             for message in self._stats(None):
-                self.send(message)
+                self._send_part(message)
             self._channel.flush(_LAST_WORD_S)
         self.services.close_logs()
         self._spare.close()
@@ -189,9 +189,13 @@ class Proxy(CommandTarget, Reports):
         self.send({"cmd": messages.CROWDED, "service": service, "count": count})
 
     def answer_stats(self, seq: int) -> None:
-        self._reactor.slices.run(map(self.send, self._stats(seq)))
+        self._reactor.slices.run(map(self._send_part, self._stats(seq)))
 
-    def _stats(self, seq: int | None) -> Iterator[Message]:
+    def _send_part(self, message: Message | None) -> None:
+        if message is not None:
+            self.send(message)
+
+    def _stats(self, seq: int | None) -> Iterator[Message | None]:
         """The messages of the answer to STATS."""
         return stats.answer(
             seq,

@@ -16,7 +16,7 @@ from typing import Final
 from penstock_proxy.balancing.check_schedule import CheckSchedule
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.balancing.outlier_detection import OutlierDetection, Recent
+from penstock_proxy.balancing.outlier_detection import Outlier, OutlierDetection, Recent
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.probes import Probe, ProbeResult, host_of, with_proxy_header
 from penstock_proxy.config import ServiceConfig, Target
@@ -32,6 +32,7 @@ from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.runtime.changed_settings import rewriting, telling
+from penstock_proxy.runtime.request_counts import counting
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_proxy.tcp.duplex import ClientHalf
 from penstock_worker.telemetry.access_log import AccessLog
@@ -328,13 +329,16 @@ class Service(HttpContext):
         self.error_log.tick(now)
         self.connections.tick(now)
         yield
-        counts = self.counters
-        self.retry_budget.count_requests(counts.ended(), now)
-        if self.outlier_detection.is_due(now) and (
-            worst := self.outlier_detection.worst(self.requests_by_member(), now)
-        ):
-            self.pool.eject(worst.member, now, worst.description)
+        self.retry_budget.count_requests(self.counters.ended(), now)
         yield
+        if self.outlier_detection.is_due(now):
+            counts: dict[Member, int] = {}
+            yield from self.counting_requests(counts)
+            found: list[Outlier] = []
+            yield from self.outlier_detection.judging(counts, now, found)
+            for worst in found:
+                self.pool.eject(worst.member, now, worst.description)
+            yield
         yield from self.overload.ticking(now)
         if self.stopping:
             yield from self._close_half_closed()
@@ -348,12 +352,15 @@ class Service(HttpContext):
 
     def requests_by_member(self) -> dict[Member, int]:
         """The number of requests or connections of each worker since the start, failed or not."""
-        counts, members = self.counters, self.pool.members
-        if self.config.mode == "http" and self.dispatcher is None:
-            ended = counts.by_worker()
-            return {member: ended[member] + member.retried_elsewhere for member in members}
-        # `worker_connections` has only those that were established: failed ones are added.
-        return {m: counts.worker_connections[m] + m.total_failures for m in members}
+        counts: dict[Member, int] = {}
+        for _ in self.counting_requests(counts):
+            pass
+        return counts
+
+    def counting_requests(self, counts: dict[Member, int]) -> Iterator[None]:
+        """Put what `requests_by_member` returns into `counts`, some in each step."""
+        of_http = self.config.mode == "http" and self.dispatcher is None
+        return counting(self, self.pool.members, counts, of_http=of_http)
 
     def closing(self) -> Iterator[None]:
         """It was removed, and its time is over: nothing of it is left open but clients whose
