@@ -45,9 +45,9 @@ _READ_SIZE: Final = 8 << 10
 _MAX_READ_LINES: Final = 64
 """Lines after which others have their turn: of short ones, many fit into a read, and each costs
 what any message costs."""
-_MAX_READS: Final = 8
-"""Reads in a row, which are decoded in a third of a millisecond. A peer that sends without a pause
-must not keep the loop for itself."""
+_MAX_READS: Final = 4
+"""Reads in a row, which are decoded in a quarter of a millisecond. A peer that sends without a
+pause must not keep the loop for itself."""
 _MAX_PENDING_READS: Final = 1 << 10
 """Reads of what an ended peer left. That is no more than a socket buffer, but something that it
 started may still write."""
