@@ -20,13 +20,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = {
     "proxy/penstock_proxy": (
-        "balancing/ejections", "balancing/member", "balancing/member_state",
+        "balancing/check_results", "balancing/ejections", "balancing/member",
+        "balancing/member_state",
         "balancing/outlier_detection",
         "balancing/policies/choice", "balancing/policies/client_hash",
         "balancing/policies/least_connections", "balancing/policies/policy",
         "balancing/policies/random_choice", "balancing/policies/round_robin",
-        "balancing/policies/schedule",
-        "balancing/pool", "balancing/retry_budget", "balancing/slow_start",
+        "balancing/policies/schedule", "balancing/policies/turns",
+        "balancing/pool", "balancing/retry_budget", "balancing/rotation", "balancing/slow_start",
         "errors",
         "handoff/dispatcher", "handoff/link", "handoff/pending", "http/client_closing",
         "http/client_connection", "http/client_control",
@@ -42,7 +43,8 @@ COMPILED = {
         "metrics", "net/connector", "net/half_closed", "net/peer", "net/pipes",
         "net/reactor", "net/socket_transport", "net/socket_writer", "net/tcp_info",
         "net/timer_wheel", "net/transport", "net/unread_input", "net/unsent",
-        "runtime/service", "service/client_limit", "service/context", "service/error_log",
+        "runtime/request_counts", "runtime/service",
+        "service/client_limit", "service/context", "service/error_log",
         "service/fd_budget", "tcp/duplex", "tcp/session", "tls/client_hello",
         "tls/handshake", "tls/transport",
     ),

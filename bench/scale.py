@@ -4,22 +4,25 @@ Each case is a run of `penstock` before one nginx as the origin, with wrk as the
 upstreams under every policy, 1 and 200 services, idle connections, TLS, two proxies, and the access
 log at its default ("tail: …"). All columns should be flat. CPU is that of all of penstock's
 processes, from /proc. The longest turn is read from `penstock_event_loop_lag_seconds`: the bound of
-the highest bucket that a proxy has counted in. No test checks these numbers; on a machine that does
-other things they are wrong, the last column too.
+the highest bucket that a proxy has counted in, and beside it is how many of all turns took longer
+than a millisecond. No test checks these numbers; on a machine that does other things they are
+wrong, the last columns too: a process that has to wait for a core has a long turn.
 
     make scale ARGS="--only 'upstreams: least' --seconds 5"
 
 All upstreams are addresses of 127.1.0.0/16 on one port, where one nginx listens. Without wrk or
-nginx it says so and does nothing.
+nginx it says so and does nothing. However it ends, what it has started ends too.
 """
 
 import argparse
+import ctypes
 import os
 import re
 import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess  # noqa: TID251 — outside of the packages, it starts what it measures
 import sys
 import tempfile
@@ -39,7 +42,14 @@ READY_S: Final = 120
 """A thousand upstreams have to pass their first check."""
 REQUEST: Final = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 METRIC: Final = "penstock_event_loop_lag_seconds_bucket"
+LONG_S: Final = 0.001
+"""No turn of a proxy's loop should take longer."""
+PR_SET_PDEATHSIG: Final = 1
+LIBC: Final = ctypes.CDLL(None)
 TICKS: Final = os.sysconf("SC_CLK_TCK")
+TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+TLS.check_hostname = False
+TLS.verify_mode = ssl.CERT_NONE
 
 
 class Case(NamedTuple):
@@ -82,25 +92,33 @@ class Figures(NamedTuple):
     p50: str
     p99: str
     longest_turn: str
+    long_turns: str
     errors: str
 
     def __str__(self) -> str:
         return (
             f"{self.cpu_us:8.1f} {self.requests_per_s:10.0f} {self.p50:>9} {self.p99:>9}"
-            f" {self.longest_turn:>12} {self.errors}"
+            f" {self.longest_turn:>12} {self.long_turns:>14} {self.errors}"
         )
 
 
 HEAD: Final = (
     f"{'case':34} {'CPU us':>8} {'requests/s':>10} {'p50':>9} {'p99':>9} {'longest turn':>12}"
+    f" {'over 1 ms, of':>14}"
 )
 
 
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody has at this moment."""
+    with ExitStack() as stack:
+        new = socket.create_server
+        socks = [stack.enter_context(new(("127.0.0.1", 0))) for _ in range(count)]
+        return [sock.getsockname()[1] for sock in socks]
+
+
 def free_port() -> int:
-    """A port that nobody has at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+    """One of them."""
+    return free_ports(1)[0]
 
 
 @contextmanager
@@ -110,6 +128,7 @@ def started(folder: Path, *words: str, **more: str) -> Iterator[int]:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=folder,
             start_new_session=True, env={**os.environ, **more},  # noqa: TID251 — PYTHONPATH
+            preexec_fn=end_with_parent,  # noqa: PLW1509 — there are no threads here
         )  # fmt: skip
     try:
         yield process.pid
@@ -120,6 +139,18 @@ def started(folder: Path, *words: str, **more: str) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def end_with_parent() -> None:
+    """In a child: TERM is sent when this program is killed and can end nothing itself."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end(number: int, _: object) -> None:
+    """A signal has come: end what was started, whatever comes meanwhile."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 @contextmanager
@@ -139,7 +170,7 @@ def origin(folder: Path) -> Iterator[int]:
 
 def configuration(case: Case, folder: Path, at: int) -> tuple[str, list[int]]:
     """The configuration, and the ports of its services."""
-    ports = [free_port() for _ in range(case.services)]
+    ports = free_ports(case.services)
     addresses = [f"127.1.{n >> 8}.{n & 255}:{at}" for n in range(1, case.upstreams + 1)]
     lines = ['run_dir = ""', f"proxies = {case.proxies}"]
     for number, port in enumerate(ports):
@@ -175,14 +206,15 @@ def measure(case: Case, folder: Path, at: int, seconds: int) -> Figures:
         load(case, ports[0], 1)
         turns, cpu = turns_of(admin), cpu_s(pid)
         report = load(case, ports[0], seconds)
-        cpu, longest = cpu_s(pid) - cpu, longest_turn(turns, turns_of(admin))
+        cpu, after = cpu_s(pid) - cpu, turns_of(admin)
     count = int(found(r"(\d+) requests in", report))
     return Figures(
         1e6 * cpu / max(1, count),
         float(found(r"Requests/sec:\s+([\d.]+)", report)),
-        found(r"50%\s+(\S+)", report),
-        found(r"99%\s+(\S+)", report),
-        longest,
+        found(r"\s50%\s+(\S+)", report),
+        found(r"\s99%\s+(\S+)", report),
+        longest_turn(turns, after),
+        long_turns(turns, after),
         " ".join(re.findall(r"Socket errors.*|Non-2xx.*", report)),
     )
 
@@ -197,13 +229,17 @@ def load(case: Case, port: int, seconds: int) -> str:
 @contextmanager
 def idle_client(port: int, *, tls: bool) -> Iterator[None]:
     """A client that had one answer and keeps its connection."""
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
-        if tls:
-            # The handshake of ten thousand clients would take minutes: it is under way instead.
-            yield
-            return
+    sock = socket.create_connection(("127.0.0.1", port), 30)
+    if tls:
+        wrapped = TLS.wrap_socket(sock)
+        wrapped.sendall(REQUEST)
+        wrapped.recv(4096)
+        # Nothing more is read or sent, and what OpenSSL keeps of 18,000 is a gigabyte.
+        sock = socket.socket(fileno=wrapped.detach())
+    else:
         sock.sendall(REQUEST)
         sock.recv(4096)
+    with sock:
         yield
 
 
@@ -224,6 +260,12 @@ def longest_turn(before: dict[float, float], after: dict[float, float]) -> str:
         if count == grown[-1]:
             return "> 1 s" if bound == float("inf") else f"<= {1000 * bound:g} ms"
     return "?"
+
+
+def long_turns(before: dict[float, float], after: dict[float, float]) -> str:
+    """How many turns took longer than a millisecond, and how many there were."""
+    short, every = (after[bound] - before.get(bound, 0.0) for bound in (LONG_S, float("inf")))
+    return f"{every - short:.0f}/{every:.0f}"
 
 
 def cpu_s(pid: int) -> float:
@@ -276,6 +318,11 @@ def found(pattern: str, text: str) -> str:
     return match[1]
 
 
+def fits(case: Case, most: int) -> bool:
+    """May all of its processes open as many files as they need?"""
+    return max(case.idle, 2 * case.idle // case.proxies) + 1000 <= most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a request costs as things become many.")
     parser.add_argument("--only", default="", help="cases whose name has this")
@@ -284,6 +331,9 @@ def main() -> None:
     if missing := [one for one in ("wrk", "nginx") if not shutil.which(one)]:
         print(f"skipped: {' and '.join(missing)} not found; install wrk and nginx-light")
         return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    began = time.monotonic()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="penstock-scale-") as name:
@@ -294,14 +344,18 @@ def main() -> None:
         certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
         with origin(folder) as at:
             print(HEAD)
-            for case in cases():
-                if options.only not in case.name:
+            for one in cases():
+                if options.only not in one.name:
                     continue
-                if case.idle * 2 + 1000 > most:
+                # A proxy counts two descriptors for each client, this program has one.
+                two = one._replace(name=f"{one.name}, 2 proxies", proxies=2)
+                case = one if fits(one, most) else two
+                if not fits(case, most):
                     print(f"{case.name:34} skipped: a process may open {most} files")
                     continue
                 figures = measure(case, folder, at, options.seconds)
                 print(f"{case.name:34} {figures}", flush=True)
+    print(f"{time.monotonic() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -8,18 +8,16 @@ the supervisor, which adds its own (`penstock_supervisor.config.model`). No I/O,
 """
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from penstock_proxy.net.address import parse_address
 from penstock_worker.net.trusted_proxies import UNIX
 
-_TARGETS: Final = 16
-"""Members that are validated in one step, a tenth of a millisecond."""
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -326,26 +324,3 @@ class ProxyConfig(FrozenModel):
     """All that a proxy is configured with."""
 
     services: tuple[ServiceConfig, ...]
-
-    @classmethod
-    def reading(cls, data: dict[str, Any]) -> Generator[None, None, Self]:
-        """Validate it, one service and a few members in each step; returns it. ValidationError."""
-        # A key that is missing is missed by the model, not here.
-        config = cls.model_validate(data | {"services": ()} if "services" in data else data)
-        services: list[ServiceConfig] = []
-        for one in data["services"]:
-            present = one | {"targets": ()} if "targets" in one else one
-            service = ServiceConfig.model_validate(present)
-            targets = yield from reading_targets(one["targets"])
-            services.append(service.model_copy(update={"targets": targets}))
-            yield
-        return config.model_copy(update={"services": tuple(services)})
-
-
-def reading_targets(data: Sequence[object]) -> Generator[None, None, tuple[Target, ...]]:
-    """Validate members, a few in each step; returns them. ValidationError."""
-    targets: list[Target] = []
-    for at in range(0, len(data), _TARGETS):
-        targets += map(Target.model_validate, data[at : at + _TARGETS])
-        yield
-    return tuple(targets)

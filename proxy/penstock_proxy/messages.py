@@ -8,8 +8,16 @@ to stay. No I/O, no clock.
 A message about a member that a proxy does not know (any more) is ignored.
 
 supervisor → proxy
-    CONFIGURE     config=ProxyConfig (as JSON)  first, once; listeners are inherited
-    RECONFIGURE   seq, config=ProxyConfig, finish   all settings as they are to be from now on;
+    TARGETS       targets                       some members of what comes next, SERVICE or
+                                                UPSTREAMS. One message of all could be longer than
+                                                the channel takes, and would keep the loop
+    SERVICE       service=ServiceConfig         one service of what comes next, CONFIGURE or
+                                                RECONFIGURE. Its targets have come before. Nothing
+                                                follows from it alone
+    CONFIGURE                                   first, once: these are the services; listeners are
+                                                inherited
+    RECONFIGURE   seq, finish                   all settings as they are to be from now on: these
+                                                are the services;
                                                 answered RECONFIGURED. New services are made,
                                                 without listeners; those that are missing are
                                                 drained, cut after their seconds in `finish` (by
@@ -20,8 +28,8 @@ supervisor → proxy
                                                 there, else the service's. One that is up is
                                                 checked in the new way when its next check is
                                                 due. One that drains only ends in time what it has
-    UPSTREAMS     service, targets              its upstreams are these from now on, as if by
-                                                RECONFIGURE: a name has got other addresses
+    UPSTREAMS     service                       its upstreams are the targets that have come, as if
+                                                by RECONFIGURE: a name has got other addresses
     ACCEPT                                      the listeners listen: accept from now on
     LISTEN        service                       with a listening socket: accept from it as well
     UNLISTEN      service, keep                 close the listeners but the newest `keep`, also
@@ -123,8 +131,10 @@ __all__ = [
     "REMOVE_MEMBER",
     "REOPEN",
     "ROTATION",
+    "SERVICE",
     "STATS",
     "STATS_PART",
+    "TARGETS",
     "TLS",
     "UNCOVER",
     "UNLINK",
@@ -135,6 +145,8 @@ __all__ = [
 ]
 
 ACCEPT: Final = "accept"
+TARGETS: Final = "targets"
+SERVICE: Final = "service"
 CONFIGURE: Final = "configure"
 RECONFIGURE: Final = "reconfigure"
 RECONFIGURED: Final = "reconfigured"

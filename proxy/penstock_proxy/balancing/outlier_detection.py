@@ -20,7 +20,7 @@ See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -32,6 +32,8 @@ WINDOW_S: Final = 10
 _INTERVAL_S: Final = 1.0
 _APART_S: Final = 0.05
 """Members that come into the rotation at once share a sample."""
+_BATCH: Final = 64
+"""Members that are looked at in one step."""
 _TIMES_THE_OTHERS: Final = 2
 """An outlier's share of failures, as a multiple of the others' share."""
 
@@ -77,13 +79,32 @@ class OutlierDetection:
 
         `requests`: the number of requests of each member since the start.
         """
+        found: list[Outlier] = []
+        for _ in self.judging(requests, now, found):
+            pass
+        return found[0] if found else None
+
+    def judging(
+        self, requests: Mapping[Member, int], now: float, found: list[Outlier]
+    ) -> Iterator[None]:
+        """Put what `worst` returns into `found`, if there is one; some members in each step."""
         self._sampled_at = now
-        recent = list(self._recent(requests, now))
-        self._sample(requests, now)
+        members, recent = tuple(requests.items()), list[Outlier]()
+        counts: dict[Member, tuple[int, int]] = {}
+        for at in range(0, len(members), _BATCH):
+            for member, count in members[at : at + _BATCH]:
+                one = self._recent(member, count, now)
+                if one is not None:
+                    recent.append(one)
+                counts[member] = (member.total_failures, count)
+            yield
+        self._keep(counts, now)
         failed = sum(one.failed for one in recent)
         total = sum(one.requests for one in recent)
-        outliers = [one for one in recent if self._is_outlier(one, failed, total)]
-        return max(outliers, key=lambda one: one.failed / one.requests, default=None)
+        yield
+        outliers = [one for one in recent if one.failed and self._is_outlier(one, failed, total)]
+        if outliers:
+            found.append(max(outliers, key=lambda one: one.failed / one.requests))
 
     def entered(self, member: Member, requests: Callable[[], Mapping[Member, int]]) -> None:
         """This member has just come into the rotation: what comes now is compared."""
@@ -105,26 +126,33 @@ class OutlierDetection:
 
     def _sample(self, requests: Mapping[Member, int], now: float) -> None:
         counts = {member: (member.total_failures, count) for member, count in requests.items()}
+        self._keep(counts, now)
+
+    def _keep(self, counts: dict[Member, tuple[int, int]], now: float) -> None:
+        later = []
+        while self._samples and self._samples[-1][0] > now:
+            # It was made while this one was.
+            later.append(self._samples.pop())
         self._samples.append((now, counts))
+        self._samples.extend(reversed(later))
         # The first one that is kept is what the whole window is compared with.
         while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW_S:
             self._samples.popleft()
 
-    def _recent(self, requests: Mapping[Member, int], now: float) -> Iterable[Outlier]:
-        """Requests and failures of each member in the rotation, within the window, but not
-        before it last entered the rotation."""
-        for member, count in requests.items():
-            if member.state is not MemberState.UP:
-                continue
-            since = max(member.up_since, now - WINDOW_S)
-            for at, seen in self._samples:
-                # A member that was added later is missing in older samples.
-                if at >= since and member in seen:
-                    failed_before, count_before = seen[member]
-                    failed = member.total_failures - failed_before
-                    # A request is counted at its end: its failures may be counted before.
-                    yield Outlier(member, failed, max(count - count_before, failed))
-                    break
+    def _recent(self, member: Member, count: int, now: float) -> Outlier | None:
+        """Requests and failures of a member in the rotation, within the window, but not before it
+        last entered the rotation. None: it is not in it, or has just come."""
+        if member.state is not MemberState.UP:
+            return None
+        since = max(member.up_since, now - WINDOW_S)
+        for at, seen in self._samples:
+            # A member that was added later is missing in older samples.
+            if at >= since and member in seen:
+                failed_before, count_before = seen[member]
+                failed = member.total_failures - failed_before
+                # A request is counted at its end: its failures may be counted before.
+                return Outlier(member, failed, max(count - count_before, failed))
+        return None
 
     def _is_outlier(self, one: Outlier, failed: int, requests: int) -> bool:
         """`failed` and `requests`: of all together."""

@@ -16,8 +16,9 @@ See docs/decisions/0011-traffic-ejects-checks-decide.md.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
+from penstock_proxy.balancing.check_results import fall_after_bad, is_proved, rise_after_good
 from penstock_proxy.balancing.ejections import Ejections
 from penstock_proxy.balancing.member import Member, member_of, row_of
 from penstock_proxy.balancing.member_state import (
@@ -27,13 +28,11 @@ from penstock_proxy.balancing.member_state import (
     next_state,
 )
 from penstock_proxy.balancing.policies.choice import policy
+from penstock_proxy.balancing.rotation import Rotation
 from penstock_proxy.balancing.slow_start import SlowStart
 from penstock_proxy.config import Balance, Ejection, Health, Target
 
 __all__ = ["Member", "Pool"]
-
-_UNHEALTHY: Final = (MemberState.DOWN, MemberState.EJECTED)
-"""Out of the rotation, but the process may still serve."""
 
 
 class Pool:
@@ -64,9 +63,6 @@ class Pool:
         """
         self.members = tuple(member_of(target, health) for target in targets)
         self.in_rotation = 0
-        self.eligible: tuple[Member, ...] = ()
-        """Members that may be picked: the rotation, or in panic mode all that live."""
-        self._eligible: frozenset[Member] = frozenset()
         self.available = 0
         """How many eligible members are not full."""
         self._per_worker = per_worker
@@ -78,15 +74,29 @@ class Pool:
         self._on_change = on_change
         self._on_panic = on_panic
         self._on_waiting = on_waiting
-        self._in_panic_mode = False
         self._random = random
         self._slow_start = SlowStart(0.0)
-        self._use_policy(balance)
-        self._update_rotation()
-
-    def _use_policy(self, balance: Balance) -> None:
         self._balance = balance
-        self._policy = policy(balance, self.members, self._random)
+        self._policy = policy(balance, self.members, random)
+        self._rotation = Rotation(self._policy, ejection.panic)
+        self._note_policy()
+        for member in self.members:
+            self._update_rotation(member)
+
+    @property
+    def eligible(self) -> Collection[Member]:
+        """Members that may be picked: the rotation, or in panic mode all that live."""
+        return self._rotation.eligible
+
+    def _exchanging_policy(self, balance: Balance) -> Iterator[None]:
+        self._balance = balance
+        another = policy(balance, self.members[:0], self._random)
+        yield from self._rotation.exchanging(another, lambda: self.members)
+        self._policy = self._rotation.policy
+        self._note_policy()
+        self._policy.set_slow_start(self._slow_start.slow)
+
+    def _note_policy(self) -> None:
         self.counts_open = self._policy.counts_open or self._per_worker > 0
         """`pick` depends on `active`, so the end of a connection must be counted at once."""
         for member in self.members:
@@ -103,20 +113,35 @@ class Pool:
 
         `health` is for members that are added from now on. See `set_health` for the others.
         """
-        changes_policy = balance != self._balance or health.slow_start != self._health.slow_start
+        for _ in self.configuring(balance, health, ejection, per_worker, now):
+            pass
+
+    def configuring(
+        self, balance: Balance, health: Health, ejection: Ejection, per_worker: int, now: float
+    ) -> Iterator[None]:
+        """`configure`; another policy is made in steps, and picks after the last one."""
+        changes_slow_start = health.slow_start != self._health.slow_start
         self._health, self._ejection, self._per_worker = health, ejection, per_worker
         self._ejections.configure(ejection)
         for member in self.members:
             member.is_full = 0 < per_worker <= member.active
         self._full = {member for member in self.members if member.is_full}
-        if changes_policy or self.counts_open != (self._policy.counts_open or per_worker > 0):
-            self._use_policy(balance)
-            if self._slow_start.window:
-                self._update_slow_start(now)
-        self._update_rotation()
+        self._rotation_changed(self._rotation.configure(ejection.panic))
+        if balance != self._balance:
+            yield from self._exchanging_policy(balance)
+            changes_slow_start = True
+        else:
+            self._note_policy()
+        if changes_slow_start and self._slow_start.window:
+            self._update_slow_start(now)
 
     def set_weights(self, weights: Mapping[int, int]) -> None:
         """Members get other shares from now on, by number."""
+        for _ in self.setting_weights(weights):
+            pass
+
+    def setting_weights(self, weights: Mapping[int, int]) -> Iterator[None]:
+        """`set_weights`, in steps; requests are shared by them after the last one."""
         changed = [
             (self._by_number[number], weight)
             for number, weight in weights.items()
@@ -125,9 +150,7 @@ class Pool:
         for member, weight in changed:
             member.weight = weight
         if changed:
-            self._use_policy(self._balance)
-            self._policy.set_slow_start(self._slow_start.slow)
-            self._update_rotation()
+            yield from self._exchanging_policy(self._balance)
 
     def set_name(self, number: int, name: str) -> None:
         """This name leads to the member's address now."""
@@ -137,10 +160,10 @@ class Pool:
         """The member's checks are judged by this from now on."""
         self._by_number[number].health = health
 
-    def add(self, target: Target) -> Member:
+    def add(self, target: Target, *, tells_rotation: bool = True) -> Member:
         """Add a member. It is picked after its first good check, unless `target.up` is set.
 
-        ValueError: its number is taken.
+        `tells_rotation`: `on_change` is called for one that is up. ValueError: its number is taken.
         """
         if target.member in self._by_number:
             raise ValueError(f"member {target.member} is there already")
@@ -149,10 +172,11 @@ class Pool:
         self._by_number[member.number] = member
         self.members = (*self.members, member)
         member.is_ordered = self._policy.orders_by_load
-        self._policy.add(member)
+        self._rotation.add(member)
         if member.state is MemberState.UP:
-            self._update_rotation()
-            self._on_change(member, member.reason)
+            self._update_rotation(member)
+            if tells_rotation:
+                self._on_change(member, member.reason)
         return member
 
     def remove(self, number: int) -> Member:
@@ -165,7 +189,7 @@ class Pool:
         del self._by_number[number]
         self.members = tuple(self._by_number.values())
         self._ejections.leave(member, self.members)
-        self._policy.remove(member)
+        self._rotation.remove(member)
         self._full.discard(member)
         member.is_full = False
         if self._slow_start.discard(member):
@@ -197,7 +221,7 @@ class Pool:
         if 0 < self._per_worker <= member.active + 1 and not member.is_full:
             member.is_full = True
             self._full.add(member)
-            self.available -= member in self._eligible
+            self.available -= member in self._rotation.eligible
 
     def released(self, member: Member) -> bool:
         """A member that was full or is ordered by its load has one request less. Returns True if
@@ -208,7 +232,7 @@ class Pool:
             return False
         member.is_full = False
         self._full.discard(member)
-        self.available += member in self._eligible
+        self.available += member in self._rotation.eligible
         return True
 
     def join(self, number: int, address: str | None = None) -> None:
@@ -251,7 +275,7 @@ class Pool:
         member = self._by_number[number]
         if member.is_held:
             member.is_held = False
-            if member.good_checks >= self._needed_checks(member):
+            if is_proved(member):
                 self._apply(member, MemberEvent.RISE, "no longer held", now)
 
     def checked(
@@ -261,25 +285,18 @@ class Pool:
         `is_listening`: whether a process listens at the member's address."""
         if member.is_listening != is_listening:
             member.is_listening = is_listening
-            self._update_rotation()
-        first = member.state is MemberState.CHECKING
+            self._update_rotation(member)
         if ok:
-            member.good_checks, member.bad_checks = member.good_checks + 1, 0
-            if member.good_checks >= self._needed_checks(member) and not member.is_held:
-                passed = "its first check" if first else _checks(member.good_checks)
-                self._apply(member, MemberEvent.RISE, f"passed {passed}", now)
+            if why := rise_after_good(member):
+                self._apply(member, MemberEvent.RISE, why, now)
             return
-        member.good_checks, member.bad_checks = 0, member.bad_checks + 1
-        if first and member.reason != (why := f"no good check yet: {reason}"):
+        waits = f"no good check yet: {reason}"
+        if member.state is MemberState.CHECKING and member.reason != waits:
             # Whoever waits for it can say what for.
-            member.reason = why
-            self._on_waiting(member, why)
-        if member.bad_checks >= member.health.fall:
-            self._apply(member, MemberEvent.FALL, f"failed {_checks(member.bad_checks)}: {reason}")
-
-    def _needed_checks(self, member: Member) -> int:
-        """Good checks in a row with which it comes into the rotation."""
-        return 1 if member.state is MemberState.CHECKING else member.health.rise
+            member.reason = waits
+            self._on_waiting(member, waits)
+        if why := fall_after_bad(member, reason):
+            self._apply(member, MemberEvent.FALL, why)
 
     def failed(self, member: Member, now: float) -> None:
         """Record a failed request (connect failed, reset, 5xx); it may eject the member."""
@@ -304,7 +321,12 @@ class Pool:
         member.consecutive_failures = 0
 
     def tick(self, now: float) -> None:
-        """End ejections and advance slow starts; called four times a second."""
+        """Do all that is due."""
+        for _ in self.ticking(now):
+            pass
+
+    def ticking(self, now: float) -> Iterator[None]:
+        """Four times a second, in steps: end ejections, advance slow starts, even out the turns."""
         if self._slow_start.slow:
             self._update_slow_start(now)
         for member in tuple(self._ejections.present):
@@ -312,6 +334,9 @@ class Pool:
                 self._apply(
                     member, MemberEvent.UNEJECT, "its ejection is over", member.ejected_until
                 )
+                yield
+        if self._policy.is_rough:
+            yield from self._exchanging_policy(self._balance)
 
     def ejection_ends(self) -> Iterator[float]:
         """When each present ejection ends."""
@@ -340,12 +365,12 @@ class Pool:
                 self._slow_start.begin(member, self.members, now)
                 self._update_slow_start(now)
         elif before is not MemberState.UP:
-            self._update_rotation()
+            self._update_rotation(member)
             if before is MemberState.EJECTED and to is MemberState.DOWN:
                 # It is not its traffic alone that is bad: the supervisor acts on that.
                 self._on_change(member, reason)
             return
-        self._update_rotation()
+        self._update_rotation(member)
         self._on_change(member, reason)
         if not self.in_rotation:
             self._uneject_all()
@@ -362,26 +387,13 @@ class Pool:
         self._slow_start.update(self.members, now)
         self._policy.set_slow_start(self._slow_start.slow)
 
-    def _update_rotation(self) -> None:
-        rotation = [member for member in self.members if member.state is MemberState.UP]
-        self.in_rotation = len(rotation)
-        living = [
-            m
-            for m in self.members
-            if m.state is MemberState.UP or (m.state in _UNHEALTHY and m.is_listening)
-        ]
-        # A worker and its successor count once: a bad successor takes nothing from the service.
-        slots, up = len({m.slot for m in living}), len({m.slot for m in rotation})
-        # Rounded down a little: 0.29 * 100 is 28.999… in binary.
-        in_panic = up < self._ejection.panic * slots - 1e-9
-        self.eligible = tuple(living if in_panic else rotation)
-        self._policy.set_rotation(self.eligible)
-        self._eligible = frozenset(self.eligible)
-        self.available = len(self.eligible) - len(self._full & self._eligible)
-        if in_panic != self._in_panic_mode:
-            self._in_panic_mode = in_panic
-            self._on_panic(in_panic)
+    def _update_rotation(self, member: Member) -> None:
+        self._rotation_changed(self._rotation.update(member))
 
-
-def _checks(count: int) -> str:
-    return "a check" if count == 1 else f"{count} checks in a row"
+    def _rotation_changed(self, panic_changed: bool) -> None:
+        self.in_rotation = self._rotation.size
+        eligible = self._rotation.eligible
+        self.available = len(eligible)
+        self.available -= sum(member in eligible for member in self._full)
+        if panic_changed:
+            self._on_panic(self._rotation.is_in_panic_mode)

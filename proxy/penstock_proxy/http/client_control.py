@@ -15,7 +15,7 @@ from penstock_proxy.errors import STOP_TIMEOUT, Fault
 from penstock_proxy.http.client_closing import ClosingClient
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.net.timer_wheel import NEVER
+from penstock_proxy.net.timer_wheel import NEVER, TICK_S
 from penstock_proxy.net.unread_input import has_unread
 
 STOPPING_HEAD_S: Final = 1.0
@@ -58,10 +58,15 @@ class ControlledClient(ClosingClient):
         if self.exchange is not None:
             self.exchange.timeouts_changed(before)
         elif not (self._discards or self.blocked):
-            now = self.service.timeouts
-            head_s, idle_s = now.head - before.head, now.keepalive - before.keepalive
-            later_s = head_s if self._head_timer_runs else idle_s
-            self.service.timers.arm(self, self.deadline + later_s)
+            now, timers = self.service.timeouts, self.service.timers
+            of_head = self._head_timer_runs
+            seconds = now.head if of_head else now.keepalive
+            # What has begun to wait since then has the new time already.
+            last = timers.now + TICK_S + seconds
+            first = self.service.timeouts_since + TICK_S + seconds
+            if not first <= self.deadline <= last:
+                before_s = before.head if of_head else before.keepalive
+                timers.arm(self, self.deadline + seconds - before_s)
 
     @property
     def idle_since(self) -> float:

@@ -26,6 +26,7 @@ docs/decisions/0018-authenticated-connections.md.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
+from itertools import chain
 from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -45,6 +46,8 @@ _SPARE_S: Final = 1.0
 than the delay of both event loops in normal operation. A worker that closes sooner than this
 gets such requests on new connections."""
 _REMEMBERED_S: Final = 60.0
+_MAX_OVERDUE: Final = 256
+"""Connections that are closed at one tick. Who takes one of the others finds that it is overdue."""
 _UP: Final = MemberState.UP
 """Python 3.11 takes longer to find a member of an enum than to compare it."""
 
@@ -266,12 +269,18 @@ class ConnectionPool:
     def drop(self, number: int) -> None:
         """Close a worker's idle connections: it is out of the rotation, or removed."""
         self._closes_after.pop(number, None)
-        dropped = [*self._idle.pop(number, ())]
-        for connection in [one for one in self._bound if one.member.number == number]:
-            del self._bound[connection]
-            dropped.append(connection)
-        if dropped:
+        if dropped := self._idle.pop(number, None):
             self._close(dropped)
+        if self._bound:
+            self._service.reactor.slices.run(self._dropping_bound(number))
+
+    def _dropping_bound(self, number: int) -> Iterator[None]:
+        """Likewise those of one client each: there may be as many as clients."""
+        for connection in tuple(self._bound):
+            if connection.member.number == number and connection in self._bound:
+                del self._bound[connection]
+                connection.transport.close()
+            yield
 
     def _close(self, connections: Iterable[WorkerConnection]) -> None:
         """Close all of these, which are not among the idle ones any more."""
@@ -279,27 +288,39 @@ class ConnectionPool:
 
     def drop_all(self) -> None:
         """Close the idle connections of all workers."""
-        for number in tuple(self._idle):
-            self.drop(number)
-        while self._bound:
-            self._bound.popitem()[0].transport.close()
+        self._closes_after.clear()
+        idle, self._idle = self._idle, {}
+        bound, self._bound = self._bound, {}
+        self._close(chain(chain.from_iterable(idle.values()), bound))
 
     def end_oldest(self, count: int) -> int:
         """Close up to `count` connections to free descriptors, those idle for longest first,
-        whatever their worker. Returns how many."""
+        whatever their worker; in slices. Returns how many."""
+        there_are = 0
+        for idle in self._idle.values():
+            there_are += len(idle)
+            if there_are >= count:
+                break
+        count = min(count, there_are)
+        if count:
+            self._service.reactor.slices.run(self._ending_oldest(count))
+        return count
+
+    def _ending_oldest(self, count: int) -> Iterator[None]:
         oldest = [(idle[0].idle_since, number) for number, idle in self._idle.items() if idle]
         heapify(oldest)
-        ended: list[WorkerConnection] = []
-        while oldest and len(ended) < count:
-            number = oldest[0][1]
-            idle = self._idle[number]
-            ended.append(idle.popleft())
-            if idle:
+        while oldest and count:
+            since, number = oldest[0]
+            idle = self._idle.get(number)
+            if not idle:
+                # They were taken or dropped meanwhile.
+                heappop(oldest)
+            elif idle[0].idle_since > since:
                 heapreplace(oldest, (idle[0].idle_since, number))
             else:
-                heappop(oldest)
-        self._close(ended)
-        return len(ended)
+                idle.popleft().transport.close()
+                count -= 1
+            yield
 
     def tick(self, now: float) -> None:
         """Close connections that have been idle for as long as they may be, and tell responses the
@@ -309,9 +330,13 @@ class ConnectionPool:
         self._single_responses.tick(wall)
         overdue: list[WorkerConnection] = []
         for idle in self._idle.values():
-            while idle and idle[0].idle_since + idle[0].max_idle_s < now:
+            while (
+                idle
+                and len(overdue) < _MAX_OVERDUE
+                and idle[0].idle_since + idle[0].max_idle_s < now
+            ):
                 overdue.append(idle.popleft())
-        while self._bound:
+        while self._bound and len(overdue) < _MAX_OVERDUE:
             oldest = next(iter(self._bound))
             if oldest.idle_since + oldest.max_idle_s >= now:
                 break

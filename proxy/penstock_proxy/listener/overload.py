@@ -334,7 +334,8 @@ class Overload(AdmissionControl):
         for one in self.sharing.all:
             if ended >= wanted:
                 break
-            ended += one._service.connections.end_oldest(wanted - ended)
+            if one._service.counters.upstreams:
+                ended += one._service.connections.end_oldest(wanted - ended)
         return ended
 
     def _add_candidates(

@@ -100,6 +100,13 @@ class Slices:
         if not (self._running or self._scheduled):
             self._run_slice(monotonic() + _SLICE_S)
 
+    def run_soon(self, work: Iterable[object]) -> None:
+        """`run`, with the first slice in the next turn: many of these may begin in this one."""
+        self._works.append(iter(work))
+        if not (self._running or self._scheduled):
+            self._scheduled = True
+            self._loop.call_soon(self._run_next)
+
     def _run_next(self) -> None:
         self._scheduled = False
         began = monotonic()

@@ -16,7 +16,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from penstock_proxy import messages
-from penstock_proxy.config import ProxyConfig, Target, reading_targets
+from penstock_proxy.config import ProxyConfig, Target
+from penstock_proxy.config_parts import ReceivedParts
 from penstock_proxy.net.reactor import Slices
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.runtime.services import CannotChangeError, Services
@@ -32,6 +33,8 @@ class CommandTarget:
     """What commands act on: the process and its services, by name."""
 
     services: Services
+    parts: ReceivedParts
+    """What has come of the next configuration."""
 
     def configuring(self, config: ProxyConfig) -> Iterator[None]:
         """Make the services. OSError if a file cannot be opened or descriptors are too few."""
@@ -89,7 +92,8 @@ class Commands:
         self._waiting.append(command)
         if not self._is_working:
             self._is_working = True
-            self._slices.run(self._working())
+            # Not at once: many messages come in one read.
+            self._slices.run_soon(self._working())
 
     def _working(self) -> Iterator[None]:
         while self._waiting:
@@ -137,10 +141,17 @@ def _link(process: CommandTarget, message: Message, handle: socket.socket) -> No
         handle.close()
 
 
-def _configure(process: CommandTarget, message: Message) -> Iterator[None]:
+def _targets(process: CommandTarget, message: Message) -> None:
+    process.parts.add_targets(message["targets"])
+
+
+def _service(process: CommandTarget, message: Message) -> None:
+    process.parts.add_service(message["service"])
+
+
+def _configure(process: CommandTarget, _: Message) -> Iterator[None]:
     try:
-        config = yield from ProxyConfig.reading(message["config"])
-        yield from process.configuring(config)
+        yield from process.configuring(process.parts.take_config())
     except (ValidationError, OSError) as error:
         process.fail(str(error))
 
@@ -148,7 +159,7 @@ def _configure(process: CommandTarget, message: Message) -> Iterator[None]:
 def _reconfigure(process: CommandTarget, message: Message) -> Iterator[None]:
     error = ""
     try:
-        config = yield from ProxyConfig.reading(message["config"])
+        config = process.parts.take_config()
         yield from process.reconfiguring(config, message.get("finish", {}))
     except (ValidationError, OSError, CannotChangeError) as cause:
         error = str(cause)
@@ -157,7 +168,7 @@ def _reconfigure(process: CommandTarget, message: Message) -> Iterator[None]:
 
 def _upstreams(process: CommandTarget, message: Message) -> Iterator[None]:
     try:
-        targets = yield from reading_targets(message["targets"])
+        targets = process.parts.take_targets()
         yield from process.services.changing_upstreams(message["service"], targets)
     except (ValidationError, OSError) as error:
         _log.error("the upstreams of %s stay as they were: %s", message["service"], error)
@@ -300,6 +311,8 @@ def _stats(process: CommandTarget, message: Message) -> None:
 
 
 _COMMANDS: Final[dict[str, Callable[[CommandTarget, Message], Steps]]] = {
+    messages.TARGETS: _targets,
+    messages.SERVICE: _service,
     messages.CONFIGURE: _configure,
     messages.RECONFIGURE: _reconfigure,
     messages.UPSTREAMS: _upstreams,

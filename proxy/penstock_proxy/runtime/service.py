@@ -9,7 +9,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from random import random
 from time import monotonic
 from typing import Final
@@ -17,14 +16,13 @@ from typing import Final
 from penstock_proxy.balancing.check_schedule import CheckSchedule
 from penstock_proxy.balancing.health_check import HealthChecker
 from penstock_proxy.balancing.member_state import MemberState
-from penstock_proxy.balancing.outlier_detection import OutlierDetection, Recent
+from penstock_proxy.balancing.outlier_detection import Outlier, OutlierDetection, Recent
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.balancing.probes import Probe, ProbeResult, host_of, with_proxy_header
 from penstock_proxy.config import ServiceConfig, Target
 from penstock_proxy.handoff.dispatcher import Dispatcher
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.exchange import Exchange
-from penstock_proxy.http.open_clients import ClientHandle
 from penstock_proxy.http1.request import rewriter_for
 from penstock_proxy.listener.filter_chain import FilterChain
 from penstock_proxy.listener.listeners import Listeners
@@ -33,6 +31,8 @@ from penstock_proxy.net.address import parse_address
 from penstock_proxy.net.connector import socket_address
 from penstock_proxy.net.reactor import Reactor
 from penstock_proxy.net.timer_wheel import TimerWheel
+from penstock_proxy.runtime.changed_settings import rewriting, telling
+from penstock_proxy.runtime.request_counts import counting
 from penstock_proxy.service.fd_budget import FdBudget
 from penstock_proxy.tcp.duplex import ClientHalf
 from penstock_worker.telemetry.access_log import AccessLog
@@ -139,44 +139,22 @@ class Service(HttpContext):
         if config.tls and not (self.config.tls or self.filter_chain.has_certificates):
             # Until then its clients go on to speak as they do.
             config = config.model_copy(update={"tls": False, "verifies": False})
-        before = self.config
+        before, limit, now = self.config, config.limits.per_worker, self.timers.now
+        balance, ejection = config.balance, config.ejection
+        yield from self.pool.configuring(balance, config.health, ejection, limit, now)
         super().configure(config)
-        limit = config.limits.per_worker
-        self.pool.configure(config.balance, config.health, config.ejection, limit, self.timers.now)
         self.outlier_detection.configure(config.ejection)
         if self.dispatcher is not None:
             self.dispatcher.configure()
         self.overload.configure()
-        if _rewriting(config) != _rewriting(before):
+        if rewriting(config) != rewriting(before):
             self.rewriter = rewriter_for(config, self._port)
-        self._tell_clients(before)
+        self._telling = telling(self, before)
+        self.reactor.slices.run(self._telling)
         self.filter_chain.configure()
         self.listeners.configure(self.filter_chain.first_filter, config.timeouts.queue)
         self.capacity_changed()
         self.serve_queue_soon()
-
-    def _tell_clients(self, before: ServiceConfig) -> None:
-        """Tell those that are open of what they have kept of the configuration before."""
-        config, timeouts = self.config, before.timeouts
-        speaks_otherwise = _speech(config) != _speech(before)
-        rewrites_otherwise = _rewriting(config) != _rewriting(before)
-        if speaks_otherwise or rewrites_otherwise or config.timeouts != timeouts:
-
-            def tell(client: ClientHandle) -> None:
-                if speaks_otherwise:
-                    client.retire()
-                elif rewrites_otherwise:
-                    client.use_rewriter(self.rewriter)
-                client.timeouts_changed(timeouts)
-
-            self._telling = chain(self.clients.each(tell), self._telling_relays())
-            self.reactor.slices.run(self._telling)
-
-    def _telling_relays(self) -> Iterator[None]:
-        for owner, relay in tuple(self.relays.items()):
-            if isinstance(relay, ClientHalf) and self.relays.get(owner) is relay:
-                relay.timeouts = self.timeouts
-            yield
 
     def certificates_changed(self) -> Iterator[None]:
         """A set of certificates is complete: it may be the first one."""
@@ -210,9 +188,9 @@ class Service(HttpContext):
             self._port = self.listeners.port
             self.rewriter = rewriter_for(self.config, self._port)
 
-    def add_member(self, target: Target) -> Member:
+    def add_member(self, target: Target, *, tells_rotation: bool = True) -> Member:
         """Add a worker while the service runs. ValueError: it is there already."""
-        member = self.pool.add(target)
+        member = self.pool.add(target, tells_rotation=tells_rotation)
         if target.address:
             self.addresses[target.member] = socket_address(parse_address(target.address))
         if self.dispatcher is not None:
@@ -343,7 +321,7 @@ class Service(HttpContext):
 
     def ticking(self, now: float) -> Iterator[None]:
         """Four times a second: do what is due, a part in each step."""
-        self.pool.tick(now)
+        yield from self.pool.ticking(now)
         if self.dispatcher is not None:
             self.dispatcher.tick(now)
         yield
@@ -351,13 +329,16 @@ class Service(HttpContext):
         self.error_log.tick(now)
         self.connections.tick(now)
         yield
-        counts = self.counters
-        self.retry_budget.count_requests(counts.ended(), now)
-        if self.outlier_detection.is_due(now) and (
-            worst := self.outlier_detection.worst(self.requests_by_member(), now)
-        ):
-            self.pool.eject(worst.member, now, worst.description)
+        self.retry_budget.count_requests(self.counters.ended(), now)
         yield
+        if self.outlier_detection.is_due(now):
+            counts: dict[Member, int] = {}
+            yield from self.counting_requests(counts)
+            found: list[Outlier] = []
+            yield from self.outlier_detection.judging(counts, now, found)
+            for worst in found:
+                self.pool.eject(worst.member, now, worst.description)
+            yield
         yield from self.overload.ticking(now)
         if self.stopping:
             yield from self._close_half_closed()
@@ -371,12 +352,15 @@ class Service(HttpContext):
 
     def requests_by_member(self) -> dict[Member, int]:
         """The number of requests or connections of each worker since the start, failed or not."""
-        counts, members = self.counters, self.pool.members
-        if self.config.mode == "http" and self.dispatcher is None:
-            ended = counts.by_worker()
-            return {member: ended[member] + member.retried_elsewhere for member in members}
-        # `worker_connections` has only those that were established: failed ones are added.
-        return {m: counts.worker_connections[m] + m.total_failures for m in members}
+        counts: dict[Member, int] = {}
+        for _ in self.counting_requests(counts):
+            pass
+        return counts
+
+    def counting_requests(self, counts: dict[Member, int]) -> Iterator[None]:
+        """Put what `requests_by_member` returns into `counts`, some in each step."""
+        of_http = self.config.mode == "http" and self.dispatcher is None
+        return counting(self, self.pool.members, counts, of_http=of_http)
 
     def closing(self) -> Iterator[None]:
         """It was removed, and its time is over: nothing of it is left open but clients whose
@@ -406,14 +390,3 @@ class Service(HttpContext):
 
 def _ignore(member: Member, reason: str, recent: Recent) -> None:
     pass
-
-
-def _rewriting(config: ServiceConfig) -> tuple[object, ...]:
-    """What requests are rewritten by."""
-    headers = config.limits.headers
-    return config.trusted_proxies, config.forwarding, config.tls, config.verifies, headers
-
-
-def _speech(config: ServiceConfig) -> tuple[object, ...]:
-    """What a connection was accepted with, and cannot change."""
-    return config.tls, config.verifies, config.send_proxy

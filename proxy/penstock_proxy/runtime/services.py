@@ -99,11 +99,11 @@ class Services:
     # -- the configuration
 
     def configuring(self, config: ProxyConfig) -> Iterator[None]:
-        """Make the services, for the first time, one in each step. OSError: a log cannot be
-        opened."""
+        """Make the services, for the first time, one service or member in each step. OSError: a
+        log cannot be opened."""
         for one in config.services:
-            self._add(one, self._logs.open(one))
-            yield
+            # Who is up was told by the supervisor, and is not told to it.
+            yield from self._adding(one, self._logs.open(one), tells_rotation=False)
         yield from self._connecting()
 
     def reconfiguring(self, config: ProxyConfig, finish_s: Mapping[str, float]) -> Iterator[None]:
@@ -124,11 +124,7 @@ class Services:
             yield from self._removing(name, finish_s.get(name, service.timeouts.stop))
         for name, one in wanted.items():
             if name not in self.by_name:
-                self._add(one.model_copy(update={"listeners": (), "targets": ()}), logs[name])
-                for target in one.targets:
-                    self.by_name[name].add_member(target)
-                    yield
-                yield
+                yield from self._adding(one.model_copy(update={"listeners": ()}), logs[name])
             else:
                 yield from self._changing(self._entries[name], one, logs.get(name))
         yield from self._connecting()
@@ -158,6 +154,17 @@ class Services:
                 self._logs.discard(one)
             raise
         return opened
+
+    def _adding(
+        self, config: ServiceConfig, opened: OpenedLog, *, tells_rotation: bool = True
+    ) -> Iterator[None]:
+        self._add(config.model_copy(update={"targets": ()}), opened)
+        yield
+        service = self.by_name[config.name]
+        for target in config.targets:
+            service.add_member(target, tells_rotation=tells_rotation)
+            yield
+        service.wanted = config
 
     def _add(self, config: ServiceConfig, opened: OpenedLog) -> None:
         name, shared = config.name, self._shared

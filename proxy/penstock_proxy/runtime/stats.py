@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from penstock_proxy import messages
-from penstock_proxy.balancing.member import row_of
+from penstock_proxy.balancing.member import Member, row_of
 from penstock_proxy.metrics import Series, merge, series_parts
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import FdBudget
@@ -34,9 +34,10 @@ def answer(
     fd_budget: FdBudget,
     loop: asyncio.AbstractEventLoop,
     lag: LagHistogram,
-) -> Iterator[Message]:
-    """The messages of an answer: metrics and pools as plain values. `departed`: what services
-    have counted, by name, that were removed. What is given must not change meanwhile."""
+) -> Iterator[Message | None]:
+    """The messages of an answer: metrics and pools as plain values; None: it was a step without
+    one. `departed`: what services have counted, by name, that were removed. What is given must not
+    change meanwhile."""
     for service in services:
         yield from _parts(seq, service)
     by_name: dict[str, Series] = {}
@@ -62,20 +63,23 @@ def joined(parts: Iterable[Message], last: Message) -> Message:
     return {**last, "metrics": {**last["metrics"], "services": services}, "pools": pools}
 
 
-def _parts(seq: int | None, service: Service) -> Iterator[Message]:
+def _parts(seq: int | None, service: Service) -> Iterator[Message | None]:
     update_gauges(service)
     part: Message = {"cmd": messages.STATS_PART, "seq": seq, "service": service.config.name}
     for series in series_parts(service.counters, service.error_log.dropped):
         yield {**part, "series": series, "rows": []}
     for rows in pool_rows(service):
-        yield {**part, "series": {}, "rows": rows}
+        yield {**part, "series": {}, "rows": rows} if rows else None
 
 
 def pool_rows(service: Service) -> Iterator[list[dict[str, Any]]]:
     """The members as plain values, each with its requests so far, those of them that it
-    failed, and how many took how long (by bucket, of those that ended); some in each step."""
-    requests, durations = service.requests_by_member(), service.counters.durations
-    members = service.pool.members
+    failed, and how many took how long (by bucket, of those that ended); some in each step, or
+    none."""
+    requests: dict[Member, int] = {}
+    members, durations = service.pool.members, service.counters.durations
+    for _ in service.counting_requests(requests):
+        yield []
     for at in range(0, len(members), _ROWS):
         some = members[at : at + _ROWS]
         rows = [row_of(member) for member in some]

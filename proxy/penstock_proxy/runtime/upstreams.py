@@ -49,7 +49,7 @@ class Upstreams:
             else:
                 self._service.add_member(target)
             yield
-        pool.set_weights(weights)
+        yield from pool.setting_weights(weights)
         yield
         wanted = {target.member for target in targets}
         for member in pool.members:

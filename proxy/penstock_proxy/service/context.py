@@ -62,6 +62,8 @@ class ServiceContext:
         self.reactor = reactor
         self.config = config
         self.timeouts = config.timeouts
+        self.timeouts_since = timers.now
+        """When these time-outs were set. Who was there before is told of them a little later."""
         self.timers = timers
         self.fd_budget = fd_budget
         self.pool = pool
@@ -82,6 +84,8 @@ class ServiceContext:
     def configure(self, config: ServiceConfig) -> None:
         """Take another configuration: what is read here at each use is the new one at once."""
         self.config = config
+        if config.timeouts != self.timeouts:
+            self.timeouts_since = self.timers.now
         self.timeouts = config.timeouts
         self.proxy_version = _PROXY_VERSIONS[config.send_proxy]
         self.retry_budget.configure(config.retries)

@@ -15,7 +15,7 @@ needs a few round trips; the oldest handshake is the least likely to finish.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from penstock_proxy.errors import Fault
@@ -269,11 +269,13 @@ class TlsAcceptor:
         self._limit = self._service.config.limits.handshakes
         slices = self._service.reactor.slices
         if before != self.timeout_s:
-            slices.run(self._moving_deadlines(self.timeout_s - before))
+            # Those that begin meanwhile have the new time already.
+            present = tuple(self._in_progress)
+            slices.run(self._moving_deadlines(present, self.timeout_s - before))
         slices.run(self._evicting_beyond_limit())
 
-    def _moving_deadlines(self, seconds: float) -> Iterator[None]:
-        for handshake in tuple(self._in_progress):
+    def _moving_deadlines(self, handshakes: Sequence[Handshake], seconds: float) -> Iterator[None]:
+        for handshake in handshakes:
             if handshake in self._in_progress:
                 handshake.move_deadline(seconds)
             yield

@@ -6,7 +6,7 @@ state of the child, nor when its process is started and what follows from its en
 
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from penstock_supervisor.children import stacks
@@ -62,6 +62,10 @@ class PresentProcess:
     ) -> bool:
         """As `Channel.send`; False as well if it has no process."""
         return self.running is not None and self.running.send(message, handle, on_sent)
+
+    def send_each(self, messages: Iterable[Any]) -> bool:
+        """As `Channel.send_each`; False as well if it has no process."""
+        return self.running is not None and self.running.send_each(messages)
 
     def signal(self, number: signal.Signals) -> bool:
         """As `Running.signal`; False: no process. Its exit is handled like any other."""

@@ -12,7 +12,7 @@ end. The slot (`child`) knows, and gets `ProcessCallbacks`.
 import os
 import socket
 from asyncio import AbstractEventLoop, Task, TaskGroup
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from signal import Signals
 from typing import Any, Final, NamedTuple
@@ -162,6 +162,10 @@ class Running:
     ) -> bool:
         """As `Channel.send`."""
         return self.channel.send(message, handle, on_sent)
+
+    def send_each(self, messages: Iterable[Any]) -> bool:
+        """As `Channel.send_each`."""
+        return self.channel.send_each(messages)
 
     def take_links(self) -> tuple[HandoffLink, ...]:
         """Take over the links; the caller closes them."""

@@ -21,6 +21,7 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from penstock_proxy.config_parts import parts_of
 from penstock_proxy.messages import ACCEPT, CONFIGURE, COVER, PING, UNCOVER
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
@@ -94,6 +95,11 @@ class Proxies:
     def send_to_all(self, message: dict[str, Any]) -> bool:
         """Send a message to every proxy that has a channel. False if none has."""
         return bool([proxy for proxy in self._slots.proxies if proxy.send(message)])
+
+    def send_each_to_all(self, messages: Sequence[dict[str, Any]]) -> None:
+        """Send these messages to every proxy that has a channel, with nothing between them."""
+        for proxy in self._slots.proxies:
+            proxy.send_each(messages)
 
     def accept(self) -> None:
         """The sockets listen: every proxy may accept, and every later one as well."""
@@ -222,7 +228,7 @@ class Proxies:
         config = self._resources.proxy_config(
             proxy.plan.slot, rotation.targets(), rotation.is_up_anywhere
         )
-        proxy.send({"cmd": CONFIGURE, "config": config.model_dump(mode="json")})
+        proxy.send_each((*parts_of(config), {"cmd": CONFIGURE}))
         for message in self.certificate_reload.messages():
             proxy.send(message)
         rotation.proxy_spawned(

@@ -14,6 +14,7 @@ from itertools import count
 from socket import socket
 from typing import Any, Final
 
+from penstock_proxy.config_parts import parts_of
 from penstock_proxy.messages import LISTEN, RECONFIGURE, STATS, UNLISTEN
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.lifecycle import State
@@ -57,7 +58,7 @@ class ProxyUpdates:
                 inherits=False,
             )
             message = {"cmd": RECONFIGURE, "seq": number, "finish": finish_s}
-            if proxy.send({**message, "config": config.model_dump(mode="json")}):
+            if proxy.send_each((*parts_of(config), message)):
                 asked.append(proxy)
         return await self._answers(asked, number)
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from penstock_proxy.config_parts import parts_of_targets
 from penstock_proxy.messages import UPSTREAMS
 from penstock_supervisor.names.answers import Endpoint
 from penstock_supervisor.names.lookup import Servers
@@ -70,8 +71,7 @@ class UpstreamChanges:
             for one in resources.upstreams.of(service)
         ]
         message = {"cmd": UPSTREAMS, "service": service}
-        told = [target.model_dump(mode="json") for target in targets]
-        self._proxies.send_to_all({**message, "targets": told})
+        self._proxies.send_each_to_all((*parts_of_targets(targets), message))
         self._condition.notify()
 
     def _note_left_out(self, name: Name, count: int) -> None:

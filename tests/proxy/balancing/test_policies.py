@@ -1,6 +1,7 @@
 """Turns are exact whichever members come and go, and a client keeps its worker.
 
 Covers `balancing/policies/policy`, `balancing/policies/round_robin`, `balancing/policies/choice`.
+Covers `balancing/policies/turns`.
 """
 
 import random

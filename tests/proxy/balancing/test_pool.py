@@ -1,7 +1,9 @@
 """Checks and failures move members as configured, and a usable rotation is never emptied.
 
-Covers `balancing/member` and `balancing/ejections`.
+Covers `balancing/member`, `balancing/ejections` and `balancing/check_results`.
 """
+
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -483,13 +485,13 @@ def test_many_weights_are_changed_at_once_and_the_order_of_turns_is_made_anew_on
 ) -> None:
     service = Service(3)
     made: list[str] = []
-    genuine = service.pool._use_policy
+    genuine = service.pool._exchanging_policy
 
-    def counted(balance: Balance) -> None:
+    def counted(balance: Balance) -> Iterator[None]:
         made.append(balance)
-        genuine(balance)
+        return genuine(balance)
 
-    monkeypatch.setattr(service.pool, "_use_policy", counted)
+    monkeypatch.setattr(service.pool, "_exchanging_policy", counted)
     service.pool.set_weights({0: 2, 1: 2, 2: 1, 99: 5})
     assert made == ["round_robin"]
     turns = service.turns(5)

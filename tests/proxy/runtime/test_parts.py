@@ -10,7 +10,9 @@ from tests.proxy.conftest import Harness
 from tests.support.proxy.running_proxy import RunningProxy, running_proxy, until
 
 from penstock_proxy import messages
-from penstock_proxy.config import ProxyConfig, ServiceConfig, Target, Timeouts
+from penstock_proxy.config import ProxyConfig, Target, Timeouts
+from penstock_proxy.config_parts import parts_of
+from penstock_proxy.net.timer_wheel import TICK_S
 from penstock_proxy.tcp.duplex import ClientHalf
 
 if TYPE_CHECKING:
@@ -74,27 +76,32 @@ async def test_services_are_added_changed_and_removed_one_in_each_step(
     await until(lambda: not services.leaving)
 
 
-async def test_a_configuration_is_read_one_service_in_each_step(
-    proxy: RunningProxy, monkeypatch: pytest.MonkeyPatch
+async def test_a_process_starts_with_one_service_or_member_in_each_step(
+    proxy: RunningProxy,
 ) -> None:
+    await proxy.start()
+    services = proxy.proxy.services
+    targets = tuple(
+        Target(member=n, slot=n, address="127.0.0.1:1", joined=True, up=True) for n in range(MANY)
+    )
     config = configured(proxy)
-    read: list[object] = []
-    validate = ServiceConfig.model_validate
+    config = ProxyConfig(services=(*config.services, proxy.service("web", *targets)))
 
-    def noting(one: object) -> ServiceConfig:
-        read.append(one)
-        return validate(one)
+    def made() -> int:
+        pools = [one.pool for one in services.by_name.values()]
+        return len(pools) + sum(len(pool.members) for pool in pools)
 
-    monkeypatch.setattr(ServiceConfig, "model_validate", noting)
-    work = ProxyConfig.reading(config.model_dump(mode="json"))
-    assert most_in_a_step(cast("Iterator[object]", work), lambda: len(read)) == 1
-    assert len(read) == MANY
+    work = services.configuring(config)
+    assert most_in_a_step(work, made) == 1
+    assert made() == MANY + 1 + MANY
+    assert services.by_name["web"].pool.in_rotation == MANY
+    assert not [one for one in proxy.received if one["cmd"] == messages.ROTATION], "it was told so"
 
 
 async def test_a_message_behind_a_long_one_waits_for_it(proxy: RunningProxy) -> None:
     await proxy.start()
-    config = configured(proxy).model_dump(mode="json")
-    proxy.send(messages.RECONFIGURE, seq=5, config=config, finish={})
+    change = {"cmd": messages.RECONFIGURE, "seq": 5, "finish": {}}
+    proxy.send_each(*parts_of(configured(proxy)), change)
     proxy.send(messages.DRAIN, finish={}, within=60.0)
     assert (await proxy.answer(messages.RECONFIGURED, seq=5))["error"] == ""
     await until(lambda: all(one.stopping for one in proxy.proxy.services.by_name.values()))
@@ -145,6 +152,108 @@ def test_relayed_connections_are_told_of_other_timeouts_one_in_each_step(harness
     service.configure(service.config.model_copy(update={"timeouts": after}))
     assert slices.most_in_a_step(lambda: sum(one.timeouts is after for one in relays)) == 1
     assert all(one.timeouts is after for one in relays)
+
+
+class IdleConnection:
+    """One to a worker."""
+
+    closed = 0
+    max_idle_s = 10.0
+
+    def __init__(self, idle_since: float, number: int = 0) -> None:
+        self.idle_since = idle_since
+        self.member = self
+        self.number = number
+        self.transport = self
+
+    def close(self) -> None:
+        IdleConnection.closed += 1
+
+
+class KeptConnections:
+    """What a service keeps of connections to two hundred workers, three to each of them."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.pool = harness.service.connections
+        self.slices = HeldSlices()
+        harness.service.reactor.slices = self.slices  # type: ignore[assignment]
+        self.idle = cast("Any", self.pool._idle)
+        self.bound = cast("Any", self.pool._bound)
+        IdleConnection.closed = 0
+        for n in range(MANY):
+            self.idle[n] = deque(IdleConnection(since) for since in (n, n + 4.5))
+            self.bound[IdleConnection(0.0, n)] = None
+
+    def close(self) -> int:
+        """Close what is to be closed; returns how many these were."""
+        before = IdleConnection.closed
+        assert self.slices.most_in_a_step(lambda: IdleConnection.closed) <= 1
+        self.slices.works.clear()
+        return IdleConnection.closed - before
+
+    def count(self) -> int:
+        return sum(map(len, self.pool._idle.values())) + len(self.pool._bound)
+
+
+def test_the_oldest_connections_are_closed_one_in_each_step(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    assert kept.pool.end_oldest(20) == 20
+    assert IdleConnection.closed == 0
+    kept.idle[2].popleft()
+    assert kept.close() == 20
+    # The first ones of 0 to 11, without the one that was taken; from 4.5 on the others as well.
+    left = {n: len(kept.idle[n]) for n in (0, 1, 2, 3, 7, 8, 11, 12, 13)}
+    assert left == {0: 0, 1: 0, 2: 0, 3: 0, 7: 0, 8: 1, 11: 1, 12: 1, 13: 2}
+    assert kept.pool.end_oldest(10 * MANY) == 2 * MANY - 21
+    assert kept.close() == 2 * MANY - 21
+    assert (kept.pool.end_oldest(1), len(kept.bound)) == (0, MANY)
+
+
+def test_dropped_connections_are_closed_one_in_each_step(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    kept.pool.drop(3)
+    assert kept.close() == 3
+    assert kept.count() == 3 * (MANY - 1)
+    kept.pool.drop_all()
+    assert kept.count() == 0
+    assert kept.close() == 3 * (MANY - 1)
+
+
+def test_overdue_connections_are_closed_some_at_each_tick(harness: Harness) -> None:
+    kept = KeptConnections(harness)
+    for left in (344, 88, 0):
+        kept.pool.tick(1000.0)
+        assert kept.count() == left
+    assert kept.close() == 3 * MANY
+
+
+def test_who_begins_to_wait_before_it_is_told_of_other_timeouts_has_them_already(
+    harness: Harness,
+) -> None:
+    def serve() -> None:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        harness.worker.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    service, slices = harness.service, HeldSlices()
+    service.reactor.slices = slices  # type: ignore[assignment]
+    client = harness.client()
+    serve()
+    (connection,) = harness.connections
+    for keepalive in (5.0, 50.0):
+        harness.advance(1.0)
+        timeouts = Timeouts(keepalive=keepalive)
+        service.configure(service.config.model_copy(update={"timeouts": timeouts}))
+        serve()
+        deadline = connection.deadline
+        assert keepalive <= deadline - harness.now <= keepalive + 2 * TICK_S
+        slices.most_in_a_step(lambda: 0)
+        assert connection.deadline == deadline
+    # It has waited for a while: it is told.
+    harness.advance(2.0)
+    after = service.config.model_copy(update={"timeouts": Timeouts(keepalive=20.0)})
+    service.configure(after)
+    slices.most_in_a_step(lambda: 0)
+    assert connection.deadline == deadline - 30.0
 
 
 def test_handshakes_get_another_deadline_one_in_each_step(harness: Harness) -> None:

@@ -383,7 +383,8 @@ async def test_a_service_that_has_not_changed_is_left_alone(
 
 async def test_a_message_that_is_no_configuration_is_answered(proxy: RunningProxy) -> None:
     await proxy.start()
-    proxy.send(messages.RECONFIGURE, seq=9, config={"services": [{"name": "web"}]})
+    proxy.send(messages.SERVICE, service={"name": "web"})
+    proxy.send(messages.RECONFIGURE, seq=9, finish={})
     assert "listeners" in (await proxy.answer(messages.RECONFIGURED, seq=9))["error"]
 
 

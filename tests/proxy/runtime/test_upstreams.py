@@ -7,6 +7,7 @@ from tests.support.proxy.running_proxy import RunningProxy, Worker, running_prox
 
 from penstock_proxy import messages
 from penstock_proxy.config import Target, Timeouts
+from penstock_proxy.config_parts import parts_of_targets
 
 
 @pytest.fixture
@@ -109,10 +110,8 @@ async def test_another_address_under_the_same_number_is_another_server(
 
 async def told(proxy: RunningProxy, service: str, *targets: Target) -> None:
     """Tell it of these upstreams, and wait until it has heard."""
-    messages_ = [target.model_dump(mode="json") for target in targets]
-    proxy.send(messages.UPSTREAMS, service=service, targets=messages_)
-    proxy.send(messages.PING)
-    await proxy.answer(messages.PONG)
+    proxy.send_each(*parts_of_targets(targets), {"cmd": messages.UPSTREAMS, "service": service})
+    await proxy.stats()
 
 
 async def test_upstreams_change_without_another_configuration(proxy: RunningProxy) -> None:
@@ -150,5 +149,6 @@ async def test_upstreams_that_are_none_change_nothing(
     await told(proxy, "web", first, first.model_copy(update={"member": 99, "address": "a.b:80"}))
     assert "the upstreams of web stay as they were" in caplog.text
     await told(proxy, "gone", first)
-    proxy.send(messages.UPSTREAMS, service="web", targets=[{"member": "x"}])
+    proxy.send(messages.TARGETS, targets=[{"member": "x"}])
+    proxy.send(messages.UPSTREAMS, service="web")
     assert await answers(proxy, 2) == {b"a": 2}

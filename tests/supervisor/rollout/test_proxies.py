@@ -6,7 +6,7 @@ sockets are texts. Which proxy gets which message, and when, is all that is deci
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -51,6 +51,11 @@ class Proxy:
             tuple(message[key] for key in ("cmd", "service", "proxy") if key in message)
             + ((handle,) if handle else ())
         )
+        return True
+
+    def send_each(self, messages: Iterable[dict[str, Any]]) -> bool:
+        for message in messages:
+            self.send(message)
         return True
 
     def stop(self, _: float | None = None) -> None:

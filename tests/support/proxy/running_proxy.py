@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from penstock_proxy import messages
 from penstock_proxy.config import ProxyConfig, ServiceConfig, Target
+from penstock_proxy.config_parts import parts_of
 from penstock_proxy.runtime.process import Proxy
 from penstock_proxy.runtime.stats import joined
 from penstock_worker.channel.channel import Channel
@@ -152,6 +153,9 @@ class RunningProxy:
     def send(self, cmd: str, handle: socket.socket | None = None, **keys: Any) -> None:
         self._channel.send({"cmd": cmd, **keys}, handle)
 
+    def send_each(self, *messages: Any) -> None:
+        self._channel.send_each(messages)
+
     async def answer(self, cmd: str, **keys: Any) -> Any:
         """The next message of the proxy that says this."""
 
@@ -192,7 +196,7 @@ class RunningProxy:
         self._tasks = self.loop.create_task(self.proxy.run(self._theirs))
         await asyncio.sleep(0)
         config = ProxyConfig(services=tuple(with_listeners))
-        self.send(messages.CONFIGURE, config=config.model_dump(mode="json"))
+        self.send_each(*parts_of(config), {"cmd": messages.CONFIGURE})
         await self.answer(messages.READY)
         self.send(messages.ACCEPT)
         await self.stats()
@@ -209,9 +213,8 @@ class RunningProxy:
     async def reconfigure(self, *services: ServiceConfig, **finish: float) -> str:
         """Returns why it could not be carried out; empty: it was."""
         config, seq = ProxyConfig(services=services), next(self._numbers)
-        self.send(
-            messages.RECONFIGURE, seq=seq, config=config.model_dump(mode="json"), finish=finish
-        )
+        change = {"cmd": messages.RECONFIGURE, "seq": seq, "finish": finish}
+        self.send_each(*parts_of(config), change)
         error: str = (await self.answer(messages.RECONFIGURED, seq=seq))["error"]
         return error
 

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from penstock_proxy.config import ProxyConfig
+from penstock_proxy.config_parts import ReceivedParts
 from penstock_proxy.messages import ADD_MEMBER
 from penstock_worker.channel.channel import Channel, Message, inherited
 from penstock_worker.contract import FAILED, PING, PONG, READY, STATS
@@ -20,6 +20,7 @@ class Proxy:
         self.finished = asyncio.Event()
         self.slots: dict[tuple[str, int], int] = {}
         """By service and number of the member."""
+        self.parts = ReceivedParts()
         sock = inherited(os.environ)
         assert sock is not None
         self.channel = Channel(loop, sock, self.received, self.finished.set)
@@ -39,8 +40,14 @@ class Proxy:
         name = "stats" if message["cmd"] == STATS else message["cmd"]
         getattr(self, name)(message)
 
-    def configure(self, message: Message) -> None:
-        for service in ProxyConfig.model_validate(message["config"]).services:
+    def targets(self, message: Message) -> None:
+        self.parts.add_targets(message["targets"])
+
+    def service(self, message: Message) -> None:
+        self.parts.add_service(message["service"])
+
+    def configure(self, _: Message) -> None:
+        for service in self.parts.take_config().services:
             for target in service.targets:
                 self.slots[service.name, target.member] = target.slot
                 sys.stderr.write(f"slot {target.slot} joined={target.joined} up={target.up}\n")

@@ -17,7 +17,7 @@ import pytest
 from tests.support.descriptors import descriptors
 from tests.support.worker.peers import Peer
 
-from penstock_worker.channel import send_queue
+from penstock_worker.channel import framing, send_queue
 from penstock_worker.channel.channel import MAX_LINE, MAX_UNSENT, Channel, inherited, pair
 from penstock_worker.contract import CHANNEL_FD
 
@@ -201,6 +201,34 @@ def test_sending_a_recursive_or_too_deep_value_is_one_clear_error(
     for value in (endless, deep):
         with pytest.raises(ValueError, match="not JSON"):
             ends[0].channel.send(value)
+
+
+def test_what_is_said_at_once_is_sent_whole_however_long_it_is(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(send_queue, "MAX_LINES", 100)
+    monkeypatch.setattr(send_queue, "MAX_UNSENT", 1 << 16)
+    monkeypatch.setattr(framing, "MAX_LINE", 1 << 13)
+    one, other = pair()
+    sender, receiver = Peer(loop, one), Peer(loop, other)
+    said = [[number, "x" * 1000] for number in range(3000)]
+    assert sender.channel.send_each(said[:2000])
+    assert not sender.channel.congested
+    assert sender.channel.send("between")
+    assert sender.channel.send_each(said[2000:])
+    assert not sender.channel.closed
+    receiver.until(lambda: len(receiver.messages) == 3001)
+    assert receiver.messages == [*said[:2000], "between", *said[2000:]]
+    queue = sender.channel._send_queue
+    assert (queue.empty, queue._unsent, queue._unbounded) == (True, 0, 0)
+    with pytest.raises(ValueError, match="too long"):
+        sender.channel.send_each([1, "x" * (1 << 13), 2])
+    sender.channel.send("last")
+    receiver.until(lambda: receiver.messages[-1] == "last")
+    assert len(receiver.messages) == 3002, "nothing of what cannot be sent whole"
+    receiver.channel.close()
+    sender.until(lambda: sender.channel.closed)
+    assert not sender.channel.send_each(said)
 
 
 def test_the_number_of_unread_messages_is_bounded(

@@ -4,10 +4,11 @@ Owns the messages that wait and their copies of descriptors. Both are bounded tw
 first bound a program may send; then the queue is `congested`, and the sender is refused or waits
 for `on_room`. A peer that is busy is slow, and nothing else. Our own messages are few and may
 always follow. Only at the second bound, which no program can reach, the peer is taken to have
-stopped reading, because it must not make us grow. Owns also the rule that nothing follows a
-descriptor until the peer has acknowledged it: on a stream, two descriptors can overtake the lines
-that they belong to. Only our own acknowledgements may pass. If the peer exceeds a bound or
-breaks that rule, `on_violation` is called, which ends the channel.
+stopped reading, because it must not make us grow. What is said in many messages at once, such as a
+configuration, is as long as it is: who says it says it seldom (`put_each`). Owns also the rule that
+nothing follows a descriptor until the peer has acknowledged it: on a stream, two descriptors can
+overtake the lines that they belong to. Only our own acknowledgements may pass. If the peer exceeds
+a bound or breaks that rule, `on_violation` is called, which ends the channel.
 
 Must not know what is read from the peer, except acknowledgements, nor what messages mean.
 """
@@ -18,7 +19,7 @@ import logging
 import socket
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from penstock_worker.channel import framing
@@ -50,6 +51,8 @@ class QueuedMessage(NamedTuple):
     """The peer acknowledges it."""
     is_ack: bool = False
     """It is an acknowledgement of ours."""
+    is_bounded: bool = True
+    """It counts as unsent. False: it is part of what is said at once, however long that is."""
 
 
 class SendQueue:
@@ -84,7 +87,9 @@ class SendQueue:
         """Our own acknowledgement has not left yet, so the peer must not send another handle."""
         self._attempts = 0
         self._unsent = 0
-        """Bytes of all messages that wait."""
+        """Bytes of all messages that wait and are bounded."""
+        self._unbounded = 0
+        """The number of the other ones."""
         self._retry: TimerHandle | None = None
         self._exhausted = False
         """The kernel is short of something, and that was logged."""
@@ -107,7 +112,7 @@ class SendQueue:
         return (
             self._handles >= self._max_handles
             or self._unsent >= MAX_UNSENT - framing.MAX_LINE
-            or len(self._queue) + len(self._writing) >= MAX_LINES
+            or len(self._queue) + len(self._writing) - self._unbounded >= MAX_LINES
         )
 
     def put(self, message: QueuedMessage) -> None:
@@ -116,13 +121,19 @@ class SendQueue:
         self._unsent += len(message.line)
         self._queue.append(message)
         self._advance()
-        lines = len(self._queue) + len(self._writing)
+        lines = len(self._queue) + len(self._writing) - self._unbounded
         if self._unsent > _OWN_FACTOR * MAX_UNSENT:
             self._on_violation(f"the peer left {self._unsent} bytes unread")
         elif lines > _OWN_FACTOR * MAX_LINES:
             self._on_violation(f"the peer left {lines} messages unread")
         elif self._handles > _OWN_FACTOR * self._max_handles:
             self._on_violation(f"the peer left {self._handles} descriptors untaken")
+
+    def put_each(self, lines: Sequence[bytes]) -> None:
+        """Send all of these, without a bound: they say one thing together, once."""
+        self._unbounded += len(lines)
+        self._queue.extend(QueuedMessage(line, is_bounded=False) for line in lines)
+        self._advance()
 
     def close(self) -> list[QueuedMessage]:
         """Drop everything; returns the messages that waited, so that their senders can be told."""
@@ -137,7 +148,7 @@ class SendQueue:
         self._writing.clear()
         self._queue.clear()
         self._pending = None
-        self._unsent = self._handles = 0
+        self._unsent = self._unbounded = self._handles = 0
         self._tell_room()
         return waiting
 
@@ -180,8 +191,11 @@ class SendQueue:
             if sent < 0:
                 return
             self._exhausted = False
-            self._unsent -= sent
             self._writing.popleft()
+            if message.is_bounded:
+                self._unsent -= sent
+            elif sent == len(message.line):
+                self._unbounded -= 1
             if sent < len(message.line):
                 # The descriptor went with the first byte.
                 self._writing.appendleft(message._replace(line=message.line[sent:], handle=None))

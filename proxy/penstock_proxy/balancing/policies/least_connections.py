@@ -14,28 +14,19 @@ costs one or two such moves, with two members and with a thousand.
 from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
 
-from penstock_proxy.balancing.policies.policy import M, Policy
-from penstock_proxy.balancing.policies.round_robin import scheduled
-from penstock_proxy.balancing.policies.schedule import same_turn
+from penstock_proxy.balancing.policies.policy import M
+from penstock_proxy.balancing.policies.turns import TurnPolicy
 
 
-class LeastConnections(Policy[M]):
+class LeastConnections(TurnPolicy[M]):
     """The order by load, and the turns of those that are equal."""
 
-    __slots__ = (
-        "_at", "_buckets", "_credit", "_known", "_load", "_loads", "_members", "_places",
-        "_rotation", "_schedule", "_slow",
-    )  # fmt: skip
+    __slots__ = ("_bits", "_buckets", "_credit", "_known", "_load", "_loads", "_slow")
     counts_open = True
     orders_by_load = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
-        self._members = list(members)
-        self._rotation: tuple[M, ...] = ()
-        self._schedule: list[M] = scheduled(self._members)
-        self._at = 0
-        """The place in the schedule where the next one of equals is looked for."""
-        self._places: dict[M, int] = {}
+        self._bits: dict[M, int] = {}
         """By member, the bits of its places in the schedule."""
         self._load: dict[M, float] = {}
         """Of each in the rotation, the bucket that it is in."""
@@ -48,31 +39,46 @@ class LeastConnections(Policy[M]):
         self._slow: frozenset[M] = frozenset()
         self._credit: dict[M, float] = {}
         """By member in slow start: the part of a turn that it has saved up."""
-        self._rebuild()
+        self._begin(members)
+        self._reordered()
 
     # -- members
 
-    def add(self, member: M) -> None:
-        self._members.append(member)
-        before, self._schedule = self._schedule, scheduled(self._members)
-        if before:
-            self._at = same_turn(before, self._at, self._schedule)
-        self._rebuild()
+    def _appended(self, member: M, count: int) -> None:
+        self._bits[member] = ((1 << count) - 1) << self._places[member][0]
 
-    def remove(self, member: M) -> None:
-        self._members.remove(member)
+    def _removed(self, member: M) -> None:
         self._credit.pop(member, None)
         self._slow -= {member}
-        self._rotation = tuple(one for one in self._rotation if one is not member)
-        self._at -= self._schedule[: self._at].count(member)
-        self._schedule = [one for one in self._schedule if one is not member]
-        if self._at == len(self._schedule):
-            self._at = 0
-        self._rebuild()
+        del self._bits[member]
+        if len(self._loads) > len(self._buckets):
+            # Of loads that nobody has any more nothing is kept for ever.
+            self._loads = sorted(self._buckets)
+            self._known = set(self._loads)
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        self._rotation = tuple(rotation)
-        self._rotate()
+    def _reordered(self) -> None:
+        """All have other bits."""
+        self._bits = {}
+        for member, places in self._places.items():
+            bits = 0
+            for place in places:
+                bits |= 1 << place
+            self._bits[member] = bits
+        present = tuple(self._load)
+        self._load, self._buckets, self._loads, self._known = {}, {}, [], set()
+        for member in present:
+            self.enter(member)
+
+    # -- the rotation
+
+    def enter(self, member: M) -> None:
+        self._put(member, self._load_of(member))
+
+    def leave(self, member: M) -> None:
+        self._take_out(member)
+
+    def present(self) -> Collection[M]:
+        return self._load.keys()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         changed = self._slow.union(slow)
@@ -80,27 +86,6 @@ class LeastConnections(Policy[M]):
         self._credit = {member: self._credit.get(member, 0.0) for member in slow}
         for member in changed:
             self.lessened(member)
-
-    def _rebuild(self) -> None:
-        """The schedule has changed, and with it the bits of all."""
-        places: dict[M, int] = {}
-        for place, member in enumerate(self._schedule):
-            places[member] = places.get(member, 0) | 1 << place
-        self._places = places
-        self._load, self._buckets, self._loads, self._known = {}, {}, [], set()
-        self._rotate()
-
-    def _rotate(self) -> None:
-        """Bring the buckets to the rotation, which most often differs by one member."""
-        present = frozenset(self._rotation)
-        for member in tuple(self._load):
-            if member not in present:
-                self._take_out(member)
-        for member in self._rotation:
-            if member in self._load:
-                self.lessened(member)
-            else:
-                self._put(member, self._load_of(member))
 
     def _load_of(self, member: M) -> float:
         if member in self._slow:
@@ -120,7 +105,7 @@ class LeastConnections(Policy[M]):
 
     def _take_out(self, member: M) -> None:
         load = self._load.pop(member)
-        left = self._buckets[load] ^ self._places[member]
+        left = self._buckets[load] ^ self._bits[member]
         if left:
             self._buckets[load] = left
         else:
@@ -130,7 +115,7 @@ class LeastConnections(Policy[M]):
         if load not in self._known:
             self._known.add(load)
             heappush(self._loads, load)
-        self._buckets[load] = self._buckets.get(load, 0) | self._places[member]
+        self._buckets[load] = self._buckets.get(load, 0) | self._bits[member]
         self._load[member] = load
 
     # -- the choice
@@ -180,7 +165,7 @@ class LeastConnections(Policy[M]):
         if otherwise < 0:
             return None
         # If only members in slow start are left, they share as if they were not in it.
-        self._at = otherwise + 1 if otherwise + 1 < len(schedule) else 0
+        self._at = otherwise + 1
         return schedule[otherwise]
 
     def _has_saved_a_turn(self, member: M) -> bool:

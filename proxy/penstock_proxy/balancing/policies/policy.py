@@ -1,15 +1,16 @@
 """What a balancing policy is: it picks a member of the rotation for a request.
 
 Owns: what a policy needs of a member, and what the pool may ask of it. Must not know: why a member
-is in the rotation or not. The pool calls `set_rotation` when the rotation changes, which is rare,
-so work is done there. `pick` costs about the same with two members and with a thousand. `avoid`
-names members that the request has already tried. No I/O, no clock, and randomness is an argument.
+is in the rotation or not. The pool says which member comes, goes, enters or leaves the rotation; of
+a thousand, several may do so in one turn of the loop, so none of these looks at all members. Nor
+does `pick`: it costs about the same with two members and with a thousand. `avoid` names members
+that the request has already tried. No I/O, no clock, and randomness is an argument.
 
 What other modules have to know about a policy are attributes of its class: nothing else depends on
 its name.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from penstock_proxy.balancing.member_state import MemberState
@@ -52,11 +53,21 @@ class Policy(Generic[M]):
     """`pick` depends on the client's address. If not, callers may pass an empty string."""
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
-        """A policy for these members. The rotation is empty until `set_rotation` is called.
+        """A policy for these members. The rotation is empty until one of them enters it.
 
         `random` returns numbers in [0, 1).
         """
         raise NotImplementedError
+
+    is_rough: bool = False
+    """The order of turns is not as even as it could be: another one of its kind would have a better
+    one. See `beginning`."""
+
+    def beginning(self, members: Sequence[M]) -> Iterator[None]:
+        """Take these members, some in each step; it has none yet, and picks after the last one."""
+        for member in members:
+            self.add(member)
+            yield
 
     def add(self, member: M) -> None:
         """Add a member, which is not in the rotation yet."""
@@ -64,9 +75,31 @@ class Policy(Generic[M]):
     def remove(self, member: M) -> None:
         """Remove a member, which is out of the rotation already."""
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        """Set the members that may be picked."""
+    def enter(self, member: M) -> None:
+        """A member that is not in the rotation may be picked from now on."""
         raise NotImplementedError
+
+    def leave(self, member: M) -> None:
+        """A member of the rotation must not be picked any more."""
+        raise NotImplementedError
+
+    def present(self) -> Collection[M]:
+        """The members of the rotation."""
+        raise NotImplementedError
+
+    def state_changed(self, member: M) -> None:
+        """The state of a member of the rotation has changed, and it stays there."""
+
+    def set_rotation(self, rotation: Sequence[M]) -> None:
+        """Set the members that may be picked, all at once."""
+        wanted, before = frozenset(rotation), frozenset(self.present())
+        for member in before - wanted:
+            self.leave(member)
+        for member in rotation:
+            if member in before:
+                self.state_changed(member)
+            else:
+                self.enter(member)
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         """Set the members in slow start: their weight is multiplied by `weight_factor`."""

@@ -26,16 +26,29 @@ class PowerOfTwo(Policy[M]):
     idle worker.
     """
 
-    __slots__ = ("_has_slow_start", "_random", "_rotation")
+    __slots__ = ("_has_slow_start", "_places", "_random", "_rotation")
     counts_open = True
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
-        self._rotation: tuple[M, ...] = ()
+        self._rotation: list[M] = []
+        self._places: dict[M, int] = {}
+        """Where each of them is in the list."""
         self._has_slow_start = False
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        self._rotation = tuple(rotation)
+    def enter(self, member: M) -> None:
+        self._places[member] = len(self._rotation)
+        self._rotation.append(member)
+
+    def leave(self, member: M) -> None:
+        place = self._places.pop(member)
+        last = self._rotation.pop()
+        if last is not member:
+            self._rotation[place] = last
+            self._places[last] = place
+
+    def present(self) -> Collection[M]:
+        return self._places.keys()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         self._has_slow_start = bool(slow)
@@ -67,15 +80,31 @@ class PowerOfTwo(Policy[M]):
 class WeightedRandom(Policy[M]):
     """A random member, by weight."""
 
-    __slots__ = ("_has_slow_start", "_random", "_tickets")
+    __slots__ = ("_has_slow_start", "_places", "_random", "_tickets")
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._random = random
-        self._tickets: tuple[M, ...] = ()
+        self._tickets: list[M] = []
+        self._places: dict[M, list[int]] = {}
+        """Where the tickets of each member are."""
         self._has_slow_start = False
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        self._tickets = tuple(member for member in rotation for _ in range(member.weight))
+    def enter(self, member: M) -> None:
+        first = len(self._tickets)
+        self._places[member] = list(range(first, first + member.weight))
+        self._tickets += [member] * member.weight
+
+    def leave(self, member: M) -> None:
+        # The last tickets take the places of those that go.
+        for place in sorted(self._places.pop(member), reverse=True):
+            last = self._tickets.pop()
+            if last is not member:
+                self._tickets[place] = last
+                places = self._places[last]
+                places[places.index(len(self._tickets))] = place
+
+    def present(self) -> Collection[M]:
+        return self._places.keys()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         self._has_slow_start = bool(slow)

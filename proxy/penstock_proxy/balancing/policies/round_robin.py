@@ -5,11 +5,11 @@ Owns: whose turn it is. The order of turns is `schedule`'s. No I/O, no clock.
 
 from collections.abc import Callable, Collection, Sequence
 
-from penstock_proxy.balancing.policies.policy import M, Policy
-from penstock_proxy.balancing.policies.schedule import same_turn, schedule
+from penstock_proxy.balancing.policies.policy import M
+from penstock_proxy.balancing.policies.turns import TurnPolicy
 
 
-class RoundRobin(Policy[M]):
+class RoundRobin(TurnPolicy[M]):
     """Exact turns, by weight.
 
     The schedule holds all members, and the cursor is a place in it. Members that are out of the
@@ -17,58 +17,81 @@ class RoundRobin(Policy[M]):
     turn. (A cursor into the list of the rotation would jump with each change.) A member that is
     removed takes its places with it, which changes no other turn either. A member that is added
     may change the order of the others if weights differ; the next member stays the next.
+
+    Who is next is noted at each place, so a pick looks for nobody. A member that enters or leaves
+    is noted at the places before its own, back to the last one of the rotation: if its neighbours
+    are there, that is one place.
     """
 
-    __slots__ = ("_at", "_credit", "_members", "_next", "_present", "_schedule")
+    __slots__ = ("_credit", "_next", "_present")
 
     def __init__(self, members: Sequence[M], random: Callable[[], float]) -> None:
         self._credit: dict[M, float] = {}
         """By member in slow start: the part of a turn that it has saved up."""
-        self._members = list(members)
-        self._present: set[M] = set()
-        self._schedule = scheduled(self._members)
-        self._at = 0
+        self._present: dict[M, None] = {}
         self._next: list[tuple[M, int]] = []
-        """For each place in the schedule: the member whose turn it is, and the place after it."""
+        """For each place in the schedule: the member whose turn it is, and the place after it.
+        Empty: nobody is in the rotation."""
+        self._begin(members)
 
-    def add(self, member: M) -> None:
-        self._members.append(member)
-        before, self._schedule = self._schedule, scheduled(self._members)
-        if before:
-            at = (self._next[self._at][1] - 1) % len(before) if self._next else self._at
-            self._at = same_turn(before, at, self._schedule)
-        self._update_next()
+    def _cursor(self) -> int:
+        return self._next[self._at][1] - 1 if self._next else self._at
 
-    def remove(self, member: M) -> None:
-        self._members.remove(member)
+    def _appended(self, member: M, count: int) -> None:
+        if self._next:
+            self._next += [self._next[-1]] * count
+
+    def _removed(self, member: M) -> None:
         self._credit.pop(member, None)
-        self._at -= self._schedule[: self._at].count(member)
-        self._schedule = [one for one in self._schedule if one is not member]
-        if self._at == len(self._schedule):
-            self._at = 0
-        self._update_next()
+        del self._next[len(self._schedule) :]
 
-    def set_rotation(self, rotation: Sequence[M]) -> None:
-        self._present = set(rotation)
-        self._update_next()
-
-    def _update_next(self) -> None:
-        """Compute for each place in the schedule whose turn it is."""
-        present, places = self._present, len(self._schedule)
-        turns = [
-            (member, (place + 1) % places)
-            for place, member in enumerate(self._schedule)
-            if member in present
-        ]
+    def _reordered(self) -> None:
+        """Find for each place in the schedule whose turn it is."""
+        present, turns = self._present, self._schedule
         self._next = []
-        if not turns:
+        first = next((place for place, one in enumerate(turns) if one in present), -1)
+        if first < 0:
             return
-        following = turns[0]
-        for member in reversed(self._schedule):
-            if member in present:
-                following = turns.pop()
-            self._next.append(following)
+        member, after = turns[first], first + 1
+        for place in range(len(turns) - 1, -1, -1):
+            if turns[place] in present:
+                member, after = turns[place], place + 1
+            self._next.append((member, after))
         self._next.reverse()
+
+    # -- the rotation
+
+    def enter(self, member: M) -> None:
+        self._present[member] = None
+        turns = self._next
+        for place in self._places[member]:
+            if not turns:
+                turns += [(member, place + 1)] * len(self._schedule)
+                continue
+            following = turns[place][1]
+            at = place
+            while True:
+                turns[at] = (member, place + 1)
+                at = at - 1 if at else len(turns) - 1
+                if at + 1 == following or turns[at][1] != following:
+                    break
+
+    def leave(self, member: M) -> None:
+        del self._present[member]
+        turns = self._next
+        for place in self._places[member]:
+            follower = turns[place + 1]
+            if follower[1] == place + 1:
+                # It is the last one.
+                turns.clear()
+                break
+            at = place
+            while turns[at][1] == place + 1:
+                turns[at] = follower
+                at = at - 1 if at else len(turns) - 1
+
+    def present(self) -> Collection[M]:
+        return self._present.keys()
 
     def set_slow_start(self, slow: Collection[M]) -> None:
         self._credit = {member: self._credit.get(member, 0.0) for member in slow}
@@ -116,8 +139,3 @@ class RoundRobin(Policy[M]):
         # Only members in slow start are left: they share as if they were not in it.
         member, self._at = otherwise
         return member
-
-
-def scheduled(members: Sequence[M]) -> list[M]:
-    """The members in the order of their turns."""
-    return [members[index] for index in schedule([member.weight for member in members])]

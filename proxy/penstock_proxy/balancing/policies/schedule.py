@@ -5,15 +5,29 @@ place of the old one when members come or go. Must not know: members, or who is 
 No I/O, no clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from math import gcd
-from typing import TypeVar
+from typing import Final, TypeVar
 
 M = TypeVar("M")
 
+_TURNS: Final = 16
+"""Of one step."""
+
 
 def schedule(weights: Sequence[int]) -> list[int]:
-    """One whole round of turns as indexes: each as often as its weight, well mixed.
+    """One whole round of turns as indexes: each as often as its weight, well mixed."""
+    steps = scheduling(weights)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            turns: list[int] = end.value
+            return turns
+
+
+def scheduling(weights: Sequence[int]) -> Generator[None, None, list[int]]:
+    """`schedule`, some turns in each step; returns it.
 
     nginx's smooth weighted round robin: [5, 1, 1] becomes 0 0 1 0 2 0 0, not five in a row. There
     all have a credit, which grows by their weight with each turn, and who has most pays for the
@@ -42,6 +56,8 @@ def schedule(weights: Sequence[int]) -> list[int]:
                 richest, most = order, weight
         had[most] += 1
         turns.append(-richest[1])
+        if turn % _TURNS == 0:
+            yield
     return turns
 
 
