@@ -1,6 +1,6 @@
 """The load generator sends the right requests, counts every error by kind, and leaves nothing.
 
-Covers `compare/load/clients` and `compare/load/driver`.
+Covers `compare/load/clients`, `compare/load/connector` and `compare/load/driver`.
 Covers `compare/load/job` and `compare/load/response`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from penstock_supervisor.compare.load import clients
+from penstock_supervisor.compare.load import clients, connector
 from penstock_supervisor.compare.load.driver import HeldConnections, Job, LoadReport, drive
 from penstock_supervisor.compare.load.generator import Load
 from penstock_supervisor.compare.load.job import merge, split
@@ -189,10 +189,10 @@ async def test_a_missing_unix_socket_is_a_connect_error(tmp_path: Path, kind: st
 def test_a_shortage_of_local_ports_is_reported_apart_from_a_refused_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none_left(_: clients.Connector) -> socket.socket:
+    def none_left(_: connector.Connector) -> socket.SocketType:
         raise OSError(errno.EADDRNOTAVAIL, "not connected")
 
-    monkeypatch.setattr(clients.Connector, "connect", none_left)
+    monkeypatch.setattr(connector.Connector, "connect", none_left)
     load = Load(job("127.0.0.1:1", "connect"), clients.Poller())
     assert set(load.run().errors) == {"no port"}
 
@@ -239,7 +239,7 @@ async def test_unix_sockets_and_ipv6_are_reached(tmp_path: Path) -> None:
 async def test_many_connections_to_loopback_come_from_several_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clients, "_CONNECTIONS_PER_SOURCE", 2)
+    monkeypatch.setattr(connector, "_CONNECTIONS_PER_SOURCE", 2)
     async with serving(GOOD) as server, HeldConnections(server.address) as held:
         assert await held.grow(6) == 6
     hosts = {peer.split("'")[1] for peer in server.peers}
