@@ -9,9 +9,10 @@ Open loop (rate): requests are due at fixed moments, independent of earlier ones
 begins when the request is due. So if a server stands still for a second, the latencies of all
 requests that are due in that second show it, and not only those of requests in progress.
 
-Responses to requests that were sent in time are waited for, and count. A request that was due
-and found no free client until the end is never sent: the rate was not reached, and the figures
-show it.
+Responses to requests that were sent in time are waited for, and their latencies count. A closed
+loop does not count them as throughput: they would add a request for each client to those that
+the subject answered in the time. A request that was due and found no free client until the end
+is never sent: the rate was not reached, and the figures show it.
 
 During the load a latency is appended to an array and no more; buckets are found afterwards. The
 garbage collector is off then: a request leaves no cycles, and the collector would only walk
@@ -88,9 +89,11 @@ class Load:
             self._poller.add(self._schedule.fd, self._send_due)
         self._loop(begin)
         seconds, cpu_s = monotonic() - begin, process_time() - cpu_begin
+        in_time = len(self._latencies)
         self._drain()
         return LoadReport(
             requests=len(self._latencies),
+            late=len(self._latencies) - in_time if self._schedule is None else 0,
             errors=dict(self._errors),
             seconds=seconds,
             histogram=dict(Counter(map(histogram.index, self._latencies))),
