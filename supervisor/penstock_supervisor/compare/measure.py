@@ -104,6 +104,7 @@ async def _round(roles: Roles, job: Job, generator: LoadGenerator) -> tuple[Load
         kernel_s=sum(after[role].kernel - before[role].kernel for role in roles),
         rate=job.rate,
         generator=generator.made_by(job),
+        late=report.late,
     )
 
 

@@ -13,11 +13,11 @@ from typing import Final, Self
 
 from penstock_supervisor.compare.load.clients import (
     Client,
-    Connector,
     Poller,
     raise_fd_limit,
     request,
 )
+from penstock_supervisor.compare.load.connector import Connector
 from penstock_supervisor.compare.load.job import READY, Job, LoadReport, merge, split
 from penstock_supervisor.config.environment import inherited_environment
 

@@ -9,14 +9,21 @@ Open loop (rate): requests are due at fixed moments, independent of earlier ones
 begins when the request is due. So if a server stands still for a second, the latencies of all
 requests that are due in that second show it, and not only those of requests in progress.
 
-Responses to requests that were sent in time are waited for, and count. A request that was due
-and found no free client until the end is never sent: the rate was not reached, and the figures
-show it.
+Responses to requests that were sent in time are waited for, and their latencies count. A closed
+loop does not count them as throughput: they would add a request for each client to those that
+the subject answered in the time. A request that was due and found no free client until the end
+is never sent: the rate was not reached, and the figures show it.
+
+During the load a latency is appended to an array and no more; buckets are found afterwards. The
+garbage collector is off then: a request leaves no cycles, and the collector would only walk
+through what was imported.
 """
 
 import ctypes
+import gc
 import os
 import sys
+from array import array
 from collections import Counter, deque
 from math import ceil
 from time import monotonic, process_time
@@ -25,11 +32,11 @@ from typing import Final
 from penstock_supervisor.compare import stdin_pipe
 from penstock_supervisor.compare.load.clients import (
     Client,
-    Connector,
     Poller,
     raise_fd_limit,
     request,
 )
+from penstock_supervisor.compare.load.connector import Connector
 from penstock_supervisor.compare.load.job import READY, Job, LoadReport
 from penstock_supervisor.compare.report import histogram
 
@@ -52,22 +59,20 @@ class Load:
         keep = job.kind != "connect"
         connector, data = Connector(job.address), request(job.host, job.path, keep=keep)
         self._job, self._poller = job, poller
+        self._schedule = Schedule(job.rate) if job.kind == "rate" else None
+        on_done = self._on_done if self._schedule is None else self._on_scheduled_done
         self._clients = [
-            Client(poller, connector, data, keep=keep, on_done=self._on_done)
+            Client(poller, connector, data, keep=keep, on_done=on_done)
             for _ in range(job.connections)
         ]
-        self._schedule = Schedule(job.rate) if job.kind == "rate" else None
         self._idle: deque[Client] = deque()
         """Open loop: free clients, the longest idle one first."""
         self._paused: list[Client] = []
         """Closed loop: clients that could not connect. They try again at the next sweep."""
-        self._busy = 0
-        """Clients with a request in progress."""
         self._end = 0.0
-        self._latencies: Counter[int] = Counter()
-        """By bucket of the histogram."""
+        self._latencies = array("d")
+        """Of successful requests, in seconds."""
         self._errors: Counter[str] = Counter()
-        self._worst_s = 0.0
 
     def run(self) -> LoadReport:
         job = self._job
@@ -84,13 +89,15 @@ class Load:
             self._poller.add(self._schedule.fd, self._send_due)
         self._loop(begin)
         seconds, cpu_s = monotonic() - begin, process_time() - cpu_begin
+        in_time = len(self._latencies)
         self._drain()
         return LoadReport(
-            requests=self._latencies.total(),
+            requests=len(self._latencies),
+            late=len(self._latencies) - in_time if self._schedule is None else 0,
             errors=dict(self._errors),
             seconds=seconds,
-            histogram=dict(self._latencies),
-            worst_s=self._worst_s,
+            histogram=dict(Counter(map(histogram.index, self._latencies))),
+            worst_s=max(self._latencies, default=0.0),
             cpu_share=cpu_s / seconds,
             limited=cpu_s / seconds > _MAX_CPU_SHARE,
         )
@@ -106,30 +113,59 @@ class Load:
     def _drain(self) -> None:
         """Wait for the requests in progress; each ends at its timeout at the latest."""
         if self._schedule is not None:
-            self._poller.remove(self._schedule.fd)
-        while self._busy:
+            self._poller.forget(self._schedule.fd)
+            self._schedule.stop()
+        while any(client.sent_at for client in self._clients):
+            self._poller.wait(_SWEEP_S)
             self._sweep(monotonic())
-            if self._busy:
-                self._poller.wait(_SWEEP_S)
         for client in self._clients:
             client.close()
 
     def _sweep(self, now: float) -> None:
+        on_done = self._on_done if self._schedule is None else self._on_scheduled_done
         for client in self._clients:
             if client.expire(now):
-                self._on_done(client, "timeout")
+                on_done(client, "timeout")
         paused, self._paused = self._paused, []
         if now < self._end:
             for client in paused:
                 self._send_next(client, now)
+
+    def _on_done(self, client: Client, error: str) -> None:
+        """Closed loop: a request has ended, so the next one follows."""
+        now = monotonic()
+        if error:
+            self._errors[error] += 1
+        else:
+            self._latencies.append(now - client.due)
+        if now >= self._end:
+            return
+        if error == "connect":
+            self._paused.append(client)
+        else:
+            self._send_next(client, now)
 
     def _send_next(self, client: Client, now: float) -> None:
         """Closed loop: the next request is due when it is sent."""
         if error := client.send(now, now):
             self._errors[error] += 1
             self._paused.append(client)
+
+    def _on_scheduled_done(self, client: Client, error: str) -> None:
+        """Open loop: a request has ended, so its client is free for one that is due."""
+        schedule = self._schedule
+        assert schedule is not None
+        now = monotonic()
+        if error:
+            self._errors[error] += 1
         else:
-            self._busy += 1
+            self._latencies.append(now - client.due)
+        if now >= self._end:
+            return
+        if due := schedule.take(now):
+            self._send_at(client, due, now)
+        else:
+            self._idle.append(client)
 
     def _send_due(self) -> None:
         """Open loop: send the requests that are due, as long as clients are free."""
@@ -144,30 +180,6 @@ class Load:
         """Open loop: send a request that was due at that moment."""
         if error := client.send(due, now):
             self._errors[error] += 1
-            self._idle.append(client)
-        else:
-            self._busy += 1
-
-    def _on_done(self, client: Client, error: str) -> None:
-        self._busy -= 1
-        now = monotonic()
-        if error:
-            self._errors[error] += 1
-        else:
-            latency = now - client.due
-            self._latencies[histogram.index(latency)] += 1
-            if latency > self._worst_s:
-                self._worst_s = latency
-        if now >= self._end:
-            return
-        if self._schedule is None:
-            if error == "connect":
-                self._paused.append(client)
-            else:
-                self._send_next(client, now)
-        elif due := self._schedule.take(now):
-            self._send_at(client, due, now)
-        else:
             self._idle.append(client)
 
 
@@ -200,6 +212,10 @@ class Schedule:
     def start(self, begin: float) -> None:
         self._begin = begin
         self.fd = _timer(self._interval_s)
+
+    def stop(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
 
     def clear_timer(self) -> None:
         os.read(self.fd, 8)
@@ -236,7 +252,10 @@ def _main() -> int:
     poller = Poller()
     poller.add(stdin_pipe.FD, lambda: os._exit(1))
     try:
-        report = Load(Job.model_validate_json(line), poller).run()
+        load = Load(Job.model_validate_json(line), poller)
+        gc.freeze()
+        gc.disable()
+        report = load.run()
     except OSError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -29,6 +29,8 @@ class Job(FrozenModel):
 class LoadReport(FrozenModel):
     requests: int
     """Answered with success: 2xx and 3xx."""
+    late: int = 0
+    """Those of them whose response came after the end of a closed loop."""
     errors: dict[str, int]
     """Failed requests by kind: connect, no port (no local port was free), reset, timeout,
     status, protocol."""
@@ -40,6 +42,15 @@ class LoadReport(FrozenModel):
     """Of one processor, used by the busiest process."""
     limited: bool
     """The generator was the limit, not the subject."""
+
+    @property
+    def requests_per_s(self) -> float:
+        return (self.requests - self.late) / self.seconds if self.seconds else 0.0
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU time of the generator a request, if it has one process. 0: there was no request."""
+        return self.cpu_share / self.requests_per_s * 1e6 if self.requests_per_s else 0.0
 
 
 def split(job: Job, processes: int) -> list[Job]:
@@ -64,6 +75,7 @@ def merge(reports: list[LoadReport]) -> LoadReport:
             errors[kind] = errors.get(kind, 0) + count
     return LoadReport(
         requests=sum(report.requests for report in reports),
+        late=sum(report.late for report in reports),
         errors=errors,
         seconds=max(report.seconds for report in reports),
         histogram=histogram.merge(report.histogram for report in reports),

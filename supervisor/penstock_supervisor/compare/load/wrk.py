@@ -41,6 +41,7 @@ _MAX_CPU_SHARE: Final = 0.9
 _MARK: Final = "penstock "
 _SCRIPT: Final = """\
 function done(summary, latency, requests)
+  local cpu_s = os.clock()
   local rows = {}
   for i = 1, #latency do
     local value, count = latency(i)
@@ -51,7 +52,7 @@ function done(summary, latency, requests)
     .. '"timeout":%d,"max_us":%d,"cpu_s":%f,"rows":[%s]}\\n',
     summary.duration, summary.requests, summary.errors.connect, summary.errors.read,
     summary.errors.write, summary.errors.status, summary.errors.timeout, latency.max,
-    os.clock(), table.concat(rows, ",")))
+    cpu_s, table.concat(rows, ",")))
 end
 """
 

@@ -36,10 +36,12 @@ class Round(NamedTuple):
     kernel_s: float = 0.0
     """The part of all roles' CPU time that was spent in the kernel."""
     generator: str = "own"
+    late: int = 0
+    """Requests that were answered after the time was up."""
 
     @property
     def requests_per_s(self) -> float:
-        return self.requests / self.seconds if self.seconds else 0.0
+        return (self.requests - self.late) / self.seconds if self.seconds else 0.0
 
 
 class Measurements:

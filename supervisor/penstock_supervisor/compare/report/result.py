@@ -152,6 +152,9 @@ class Verification(FrozenModel):
     own: Spread
     """Requests a second, a value for each turn."""
     wrk: Spread
+    own_cpu_us: Spread = Spread(values=())
+    """CPU time a request of the generator itself, a value for each turn."""
+    wrk_cpu_us: Spread = Spread(values=())
 
 
 class Comparison(FrozenModel):

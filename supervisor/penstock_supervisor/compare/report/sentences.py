@@ -8,12 +8,21 @@ No I/O, no clock.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import truediv
+from statistics import median
 from typing import Final
 
 from penstock_supervisor.compare.report.evaluation import COST, NOISY, FigureRow
 from penstock_supervisor.compare.report.figures import failed_share
-from penstock_supervisor.compare.report.result import Comparison, LoadKind, Subject, Verification
-from penstock_supervisor.compare.report.units import format_share, format_value
+from penstock_supervisor.compare.report.intervals import ratio, verdict
+from penstock_supervisor.compare.report.result import (
+    Comparison,
+    LoadKind,
+    Spread,
+    Subject,
+    Verification,
+)
+from penstock_supervisor.compare.report.units import Quantity, format_share, format_value
 
 _WINS: Final = {
     "keepalive.requests_per_s": "connections are kept",
@@ -186,11 +195,30 @@ def circumstances(comparison: Comparison) -> str:
 
 
 def verification(found: Verification) -> str:
-    """Our generator and wrk, one beside the other."""
-    own, wrk = found.own.median, found.wrk.median
-    apart = f", {format_share(abs(own / wrk - 1))} apart" if wrk else ""
-    values = f"ours {format_value('rate', own)}, wrk {format_value('rate', wrk)}"
-    return f"Requests/s of the {LOADS[found.kind]} load: {values}{apart}."
+    """Our generator and wrk, one beside the other.
+
+    How far apart they are is the median over the turns, in which the machine is the same for both.
+    """
+    values = _of_both(found.own, found.wrk, "rate")
+    text = f"Requests/s of the {LOADS[found.kind]} load: {values}{_apart(found)}."
+    if found.own_cpu_us.values and found.wrk_cpu_us.values:
+        cpu = _of_both(found.own_cpu_us, found.wrk_cpu_us, "cpu")
+        text += f" CPU of the generator itself a request: {cpu}."
+    return text
+
+
+def _apart(found: Verification) -> str:
+    own, wrk = found.own.values, found.wrk.values
+    if min(wrk) <= 0:
+        return ""
+    text = f", {format_share(abs(median(map(truediv, own, wrk)) - 1))} apart"
+    if len(own) < 3 or verdict(ratio(own, wrk), more_is_better=True, margin=0.0) != "level":
+        return text
+    return f"{text}, no clear difference"
+
+
+def _of_both(own: Spread, wrk: Spread, unit: Quantity) -> str:
+    return f"ours {format_value(unit, own.median)}, wrk {format_value(unit, wrk.median)}"
 
 
 def is_noisy(comparison: Comparison) -> bool:

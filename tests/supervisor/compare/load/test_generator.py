@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from penstock_supervisor.compare.load import clients
+from penstock_supervisor.compare.load import clients, connector
 from penstock_supervisor.compare.load.driver import HeldConnections, Job, LoadReport, drive
 from penstock_supervisor.compare.load.generator import Load
 from penstock_supervisor.compare.load.job import merge, split
@@ -28,6 +28,7 @@ WAIT_S = 60.0
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 ENDLESS = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
+CUT = GOOD[:-1]
 
 
 class Server:
@@ -57,7 +58,7 @@ class Server:
                         writer.write(piece)
                         await writer.drain()
                         await asyncio.sleep(0)
-                    if answer in (ENDLESS, CLOSING) or answer.startswith(b"HTTP/1.1 100 then"):
+                    if answer in (ENDLESS, CLOSING, CUT) or answer.startswith(b"HTTP/1.1 100 then"):
                         return
         finally:
             self.open -= 1
@@ -113,6 +114,56 @@ async def test_a_connection_per_request_is_new_and_announces_its_close() -> None
     assert report.errors == {}
     assert report.requests == len(server.requests) == len(server.peers) > 4
     assert all(b"\r\nConnection: close\r\n" in request for request in server.requests)
+
+
+@pytest.mark.parametrize("answer", [GOOD, CLOSING, ENDLESS])
+async def test_a_connection_per_request_is_new_whatever_the_server_wants(answer: bytes) -> None:
+    async with serving(answer) as server:
+        report = await driven(job(server.address, "connect"))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) == len(server.peers) > 4
+
+
+@pytest.mark.parametrize("kind", ["keepalive", "connect"])
+async def test_a_known_response_that_is_cut_is_an_error_each_time(kind: str) -> None:
+    async def answer(number: int) -> bytes:
+        return GOOD if number % 3 else CUT
+
+    async with serving(answer) as server:
+        report = await driven(job(server.address, kind))
+    assert report.errors == {"reset": len(server.requests) // 3}
+    assert report.requests + report.errors["reset"] == len(server.requests) > 6
+
+
+@pytest.mark.parametrize("kind", ["keepalive", "connect"])
+async def test_responses_that_all_differ_are_read_as_well(kind: str) -> None:
+    async def answer(number: int) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 2\r\n\r\nok" % number
+
+    async with serving(answer) as server:
+        report = await driven(job(server.address, kind))
+    assert report.errors == {}
+    assert report.requests == len(server.requests) > 4
+
+
+@pytest.mark.parametrize(("kind", "late"), [("keepalive", 4), ("connect", 4), ("rate", 0)])
+async def test_late_responses_have_latencies_and_are_no_throughput_of_a_closed_loop(
+    kind: str, late: int
+) -> None:
+    loop = asyncio.get_running_loop()
+    first: list[float] = []
+
+    async def answer(_: int) -> bytes:
+        first.append(loop.time())
+        await asyncio.sleep(first[0] + 0.5 - loop.time())  # longer than the load
+        return GOOD
+
+    async with serving(answer) as server:
+        report = await driven(job(server.address, kind, rate=1000.0))
+    assert report.errors == {}
+    assert report.requests == sum(report.histogram.values()) == len(server.requests) == 4
+    assert report.late == late
+    assert report.requests_per_s * report.seconds == pytest.approx(4 - late)
 
 
 async def test_a_constant_rate_is_kept_by_a_server_that_keeps_up() -> None:
@@ -189,10 +240,10 @@ async def test_a_missing_unix_socket_is_a_connect_error(tmp_path: Path, kind: st
 def test_a_shortage_of_local_ports_is_reported_apart_from_a_refused_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none_left(_: clients.Connector) -> socket.socket:
+    def none_left(_: connector.Connector) -> socket.SocketType:
         raise OSError(errno.EADDRNOTAVAIL, "not connected")
 
-    monkeypatch.setattr(clients.Connector, "connect", none_left)
+    monkeypatch.setattr(connector.Connector, "connect", none_left)
     load = Load(job("127.0.0.1:1", "connect"), clients.Poller())
     assert set(load.run().errors) == {"no port"}
 
@@ -239,7 +290,7 @@ async def test_unix_sockets_and_ipv6_are_reached(tmp_path: Path) -> None:
 async def test_many_connections_to_loopback_come_from_several_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clients, "_CONNECTIONS_PER_SOURCE", 2)
+    monkeypatch.setattr(connector, "_CONNECTIONS_PER_SOURCE", 2)
     async with serving(GOOD) as server, HeldConnections(server.address) as held:
         assert await held.grow(6) == 6
     hosts = {peer.split("'")[1] for peer in server.peers}
@@ -263,11 +314,19 @@ def test_the_parts_of_a_split_job_add_up_to_the_job() -> None:
 
 def test_merged_reports_are_limited_if_one_of_them_was() -> None:
     one = LoadReport(requests=1, errors={"reset": 1}, seconds=1.0, histogram={3: 1}, worst_s=0.5,
-                 cpu_share=0.2, limited=False)  # fmt: skip
+                 cpu_share=0.2, limited=False, late=1)  # fmt: skip
     other = one.model_copy(update={"cpu_share": 0.95, "limited": True, "worst_s": 0.1})
     both = merge([one, other])
     assert both == LoadReport(requests=2, errors={"reset": 2}, seconds=1.0, histogram={3: 2},
-                          worst_s=0.5, cpu_share=0.95, limited=True)  # fmt: skip
+                          worst_s=0.5, cpu_share=0.95, limited=True, late=2)  # fmt: skip
+
+
+def test_the_cpu_time_of_a_generator_is_that_of_the_requests_in_its_time() -> None:
+    one = LoadReport(requests=1010, late=10, errors={}, seconds=2.0, histogram={}, worst_s=0.1,
+                     cpu_share=0.5, limited=False)  # fmt: skip
+    assert one.requests_per_s == 500
+    assert one.cpu_us == pytest.approx(1000)
+    assert one.model_copy(update={"requests": 10}).cpu_us == 0
 
 
 async def test_an_unknown_host_name_is_one_clear_error() -> None:

@@ -25,6 +25,12 @@ def one_round(**more: Any) -> Round:
     return Round(**{**usual, **more})
 
 
+def test_requests_that_were_answered_after_the_time_are_no_throughput() -> None:
+    found = summary([one_round(late=200)])
+    assert found.requests == 1000
+    assert found.requests_per_s.median == 400
+
+
 def test_a_load_has_a_value_for_each_round_and_the_sum_of_all_rounds() -> None:
     found = summary([one_round(), one_round(seconds=4.0, errors={"reset": 2}, worst_s=0.3)])
     assert found.requests == 2000

@@ -170,3 +170,36 @@ def test_both_load_generators_are_printed() -> None:
     assert sentences.verification(found) == (
         "Requests/s of the keep-alive load: ours 9,900, wrk 10.0k, 1 % apart."
     )
+
+
+def test_how_far_generators_are_apart_is_taken_turn_by_turn() -> None:
+    # The machine was half as fast in the second turn.
+    found = Verification(
+        subject="shared", kind="connect",
+        own=Spread(values=(9_900.0, 4_950.0, 9_900.0)),
+        wrk=Spread(values=(10_000.0, 5_000.0, 5_000.0)),
+        own_cpu_us=Spread(values=(50.0, 51.0, 52.0)), wrk_cpu_us=Spread(values=(48.0, 49.0, 50.0)),
+    )  # fmt: skip
+
+    assert sentences.verification(found) == (
+        "Requests/s of the connection-per-request load: ours 9,900, wrk 5,000, 1 % apart, "
+        "no clear difference. "
+        "CPU of the generator itself a request: ours 51.0 µs, wrk 49.0 µs."
+    )
+
+
+def test_generators_that_are_surely_apart_are_said_to_be() -> None:
+    found = Verification(
+        subject="shared", kind="keepalive",
+        own=Spread(values=(8_000.0, 8_100.0, 7_900.0, 8_000.0)),
+        wrk=Spread(values=(10_000.0,) * 4),
+    )  # fmt: skip
+    assert sentences.verification(found).endswith("20 % apart.")
+
+
+def test_a_turn_without_an_answer_leaves_no_ratio() -> None:
+    found = Verification(
+        subject="shared", kind="keepalive",
+        own=Spread(values=(8_000.0,) * 3), wrk=Spread(values=(10_000.0, 0.0, 10_000.0)),
+    )  # fmt: skip
+    assert sentences.verification(found).endswith("ours 8,000, wrk 10.0k.")
