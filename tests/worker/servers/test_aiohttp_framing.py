@@ -1,6 +1,6 @@
 """The end of an aiohttp response is known to clients of HTTP/1.0, and of HEAD.
 
-Covers `servers/aiohttp_server`.
+Covers `servers/aiohttp_server`, too.
 """
 
 import asyncio

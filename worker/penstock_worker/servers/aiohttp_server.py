@@ -18,13 +18,14 @@ from time import monotonic
 from typing import Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
-from aiohttp import HttpVersion11, WSCloseCode, web
+from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
 
 from penstock_worker.listener.limits import DirectLimits
 from penstock_worker.net.abortive_close import reset_on_close
 from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.servers import log_filter
+from penstock_worker.servers.aiohttp_framing import end_as_framed, lingering
 from penstock_worker.servers.unavailable import LEAVING
 from penstock_worker.telemetry.counters import STOP_TIMEOUT
 from penstock_worker.telemetry.recorder import Recorder
@@ -40,7 +41,6 @@ _STARTED_AT: Final = "penstock.begun"
 _RESPONSE: Final = "penstock.response"
 _CUT: Final = "penstock.cut"
 _UNAVAILABLE: Final = 503
-_WITHOUT_BODY: Final = frozenset((204, 304))
 _BEHIND_PROXY: Final = DirectLimits()
 _LOG: Final = log_filter.filtered_logger("aiohttp.server.penstock")
 """A child of aiohttp's own logger, which the program may have configured."""
@@ -82,7 +82,7 @@ class AiohttpServer:
         self._server.request_handler = _without_exit(self._server.request_handler)
         self._server.pre_shutdown = self._close_idle  # type: ignore[method-assign]
         loop = asyncio.get_running_loop()
-        self._handler = _lingering(LingeringClients(loop))
+        self._handler = lingering(LingeringClients(loop))
         if self._recorder is not None:
             make = _with_start_time(self._server.request_factory, self._requests)
             self._server.request_factory = make
@@ -185,7 +185,7 @@ class AiohttpServer:
                 self._closings.add(task)
                 task.add_done_callback(self._closings.discard)
         else:
-            _end_as_framed(request, response)
+            end_as_framed(request, response)
 
 
 class _Runner(web.AppRunner):
@@ -206,27 +206,6 @@ class _Runner(web.AppRunner):
         return busy
 
 
-def _lingering(clients: LingeringClients) -> type[web.RequestHandler]:
-    """aiohttp's protocol, whose clients may finish what they send. aiohttp lingers for a body that
-    the program has not read, but for ten seconds only, and resets what it refuses."""
-
-    class Lingering(web.RequestHandler):
-        __slots__ = ("_body",)
-
-        def _handle_request(self, request: web.BaseRequest, *rest: Any) -> Any:
-            self._body = request.content
-            return super()._handle_request(request, *rest)
-
-        def connection_lost(self, exc: BaseException | None) -> None:
-            if exc is None:
-                body = getattr(self, "_body", None)
-                # The rest of it may be on its way, though nothing has come in this moment.
-                clients.take_over(self.transport, expected=body is not None and not body.is_eof())
-            super().connection_lost(exc)
-
-    return Lingering
-
-
 def _awaits_head(connection: web.RequestHandler) -> bool:
     return connection._waiter is not None and not connection._messages
 
@@ -239,20 +218,6 @@ def _is_answered(connection: web.RequestHandler, transport: asyncio.Transport) -
     # By its end, or by its Content-Length. The head may still wait for the first of the body.
     is_complete = getattr(writer, "_eof", False) or getattr(writer, "length", None) == 0
     return is_complete and getattr(writer, "_headers_written", True)
-
-
-def _end_as_framed(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Two ends of a response that aiohttp itself leaves open.
-
-    A streamed body for an HTTP/1.0 client without a Content-Length ends with its connection
-    (RFC 9112 §6.3); aiohttp says so, and keeps the connection if the client asked for that. What
-    a handler streams in answer to HEAD, or with 204 and 304, is no body (§6.3): a client would take
-    it for its next response.
-    """
-    if request.method == "HEAD" or response.status in _WITHOUT_BODY:
-        request._payload_writer.length = 0
-    elif request.version < HttpVersion11 and response.content_length is None:
-        response.force_close()
 
 
 def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
