@@ -57,13 +57,16 @@ bench: $(VENV)/ready ## nanoseconds of the hot path (compare with ARGS="--baseli
 scale: $(VENV)/ready ## a request's cost with 1,000 upstreams, 200 services, 18,000 clients (needs wrk, nginx)
 	PATH="$$PATH:/usr/sbin" $(BIN)/python bench/scale.py $(ARGS)
 
-# The picture of README.md, with its date and machine. Needs a quiet machine with wrk, nginx and chromium.
-picture: $(VENV)/ready ## measure docs/compare.png anew; its figures: dist/compare.json
+# The picture of README.md and the rows of the table beside it, with their date, machine and build. Needs a quiet
+# machine with gcc, wrk, nginx and chromium. The last lines of stdout replace those of README.md.
+COMPILED := PYTHONPATH=$(CURDIR)/dist/compiled PATH="$$PATH:/usr/sbin"
+picture: wheel ## measure docs/compare.png anew with that wheel, and print README's table; all: dist/compare.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gunicorn uvicorn-worker
-	mkdir -p dist
-	$(BIN)/penstock compare --peer nginx+uvicorn,gunicorn --verify --json dist/compare.json --html dist/compare.html $(ARGS)
-	chromium --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=2 --window-size=1240,876 \
-	    --screenshot=docs/compare.png file://$(CURDIR)/dist/compare.html
+	$(BIN)/python -m zipfile -e dist/penstock_lb-*.whl dist/compiled
+	$(COMPILED) $(BIN)/penstock --version | grep -F '(compiled'
+	$(COMPILED) $(BIN)/penstock compare --peer nginx+uvicorn,gunicorn --verify \
+		--json dist/compare.json --html dist/compare.html $(ARGS)
+	@$(COMPILED) $(BIN)/python bench/picture.py dist/compare.json dist/compare.html docs/compare.png
 
 fuzz: SECONDS ?= 60
 fuzz: $(VENV)/ready ## look for bytes that are read in two ways (for SECONDS=60; 0: until Ctrl-C)

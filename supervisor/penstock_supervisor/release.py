@@ -29,10 +29,15 @@ def is_compiled() -> bool:
     return not origin.endswith(".py")
 
 
+def build() -> str:
+    """In words."""
+    return "compiled" if is_compiled() else "pure Python"
+
+
 def describe() -> str:
     """One line for people: version and build, and how to get the other build."""
     if is_compiled():
-        build = f"compiled; pure Python is pip install --no-binary {DISTRIBUTION} {DISTRIBUTION}"
+        other = f"pure Python is pip install --no-binary {DISTRIBUTION} {DISTRIBUTION}"
     else:
-        build = "pure Python; make wheel compiles it, for less CPU a request"
-    return f"penstock {version()} ({build})"
+        other = "make wheel compiles it, for less CPU a request"
+    return f"penstock {version()} ({build()}; {other})"

@@ -21,7 +21,7 @@ Kind = Literal["keepalive", "connect", "rate", "held", "kill", "roll", "block"]
 
 QUICK_S: Final = 57.0
 """The whole time of a quick comparison, its start included."""
-DEFAULT_S: Final = 225.0
+DEFAULT_S: Final = 265.0
 """The same otherwise, if the least number of rounds does not take longer."""
 START_S: Final = 7.0
 """To measure the noise, and for all subjects to start, on a small machine."""
@@ -92,7 +92,7 @@ def measures(*, quick: bool, rounds: int | None, max_fds: int) -> Measures:
         return Measures(
             least_rounds=rounds or 3,
             most_rounds=rounds or 6,
-            seconds=0.4,
+            seconds=0.35,
             warmup_s=0.2,
             connections=min(32, max_connections),
             held=min(400, max_connections),

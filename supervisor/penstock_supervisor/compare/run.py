@@ -291,6 +291,7 @@ class _Run:
         spec = self._spec
         return Comparison(
             penstock=release.version(),
+            build=release.build(),
             started=self._begun,
             command=spec.command,
             machine=self._machine,

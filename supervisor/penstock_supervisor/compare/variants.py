@@ -20,11 +20,10 @@ from penstock_proxy.net.address import parse_address
 from penstock_supervisor.config import applicability, rules
 from penstock_supervisor.config.model import Config, Service
 
-NAMES: Final = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
-"""What is compared unless somebody asks for other ones, in the order in which they are shown."""
 OVER_PORTS: Final = "ports/http/tcp"
 """As "ports/http", but the proxy reaches the workers over their ports and not over unix sockets."""
-ALL: Final = (NAMES[0], OVER_PORTS, *NAMES[1:])
+NAMES: Final = ("ports/http", OVER_PORTS, "ports/tcp", "handoff", "shared", "reuseport")
+"""All, in the order in which they are shown."""
 UNCHANGED: Final = ("listen", "scheme", "mode", "worker_ports", "access_log", "access_log_format")
 """Keys that the comparison decides for itself, so `as_toml` leaves them out."""
 _HIDDEN: Final = "(not shown)"
@@ -55,13 +54,13 @@ def parse_names(text: str) -> tuple[str, ...]:
     """Read "ports,handoff"; ValueError. A scheme alone means all its modes."""
     chosen = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
-        matching = {name for name in ALL if word in (name, name.partition("/")[0])}
+        matching = {name for name in NAMES if word in (name, name.partition("/")[0])}
         if not matching:
-            raise ValueError(f'expected some of {", ".join(ALL)}, not "{word}"')
+            raise ValueError(f'expected some of {", ".join(NAMES)}, not "{word}"')
         chosen |= matching
     if not chosen:
-        raise ValueError(f"expected some of {', '.join(ALL)}")
-    return tuple(name for name in ALL if name in chosen)
+        raise ValueError(f"expected some of {', '.join(NAMES)}")
+    return tuple(name for name in NAMES if name in chosen)
 
 
 def choose(

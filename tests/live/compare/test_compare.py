@@ -11,11 +11,12 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from penstock_supervisor import release
 from penstock_supervisor.compare.report.result import Comparison, Subject
 
 WAIT_S = 120.0
 MARK = "PENSTOCK_TEST_RUN"
-SCHEMES = ("ports/http", "ports/tcp", "handoff", "shared", "reuseport")
+SCHEMES = ("ports/http", "ports/http/tcp", "ports/tcp", "handoff", "shared", "reuseport")
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_a_quick_comparison_has_figures_that_can_be_true(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = Comparison.model_validate_json(result.read_text())
+    assert found.build == ("compiled" if release.is_compiled() else "pure Python")
+    assert f"penstock {found.penstock}, {found.build}, " in done.stdout
     assert tuple(subject.name for subject in found.subjects) == SCHEMES
     assert all(name in done.stdout for name in SCHEMES)
     for subject in found.subjects:
@@ -68,6 +71,10 @@ def test_a_quick_comparison_has_figures_that_can_be_true(
         assert 1 / found.workers <= subject.jain <= 1.000001
         assert sum(subject.split.values()) > 0
     by_name = {subject.name: subject for subject in found.subjects}
+    linked, over_ports = by_name["ports/http"].held, by_name["ports/http/tcp"].held
+    assert linked
+    assert over_ports
+    assert linked.ephemeral_ports == 0 < over_ports.ephemeral_ports
     assert fds(by_name["ports/tcp"]) == pytest.approx(3, abs=0.05)
     # An idle connection needs no worker's under http: the proxy keeps few, for all of them.
     assert 1 <= fds(by_name["ports/http"]) <= 3

@@ -60,7 +60,7 @@ def test_without_arguments_the_demo_application_is_compared_under_every_scheme(
     assert main(["compare", "--quick"]) == 0
     (spec,) = specs
     assert [variant.name for variant in spec.variants] == [
-        "ports/http", "ports/tcp", "handoff", "shared", "reuseport",
+        "ports/http", "ports/http/tcp", "ports/tcp", "handoff", "shared", "reuseport",
     ]  # fmt: skip
     assert {variant.service.app for variant in spec.variants} == {"penstock_worker.demo:app"}
     assert (spec.workers, spec.path, spec.wrk, spec.others) == (
@@ -94,7 +94,7 @@ def test_a_file_is_compared_whatever_its_scheme(
 def test_external_addresses_are_subjects_too(specs: list[ComparisonSpec]) -> None:
     assert main(["compare", "--to", "127.0.0.1:1, 127.0.0.1:2", "--to", "127.0.0.1:1"]) == 0
     assert specs[0].others == ("127.0.0.1:1", "127.0.0.1:2")
-    assert len(specs[0].variants) == 5
+    assert len(specs[0].variants) == 6
 
 
 def test_peers_get_the_program_and_the_demo_is_then_an_asgi_one(

@@ -109,6 +109,7 @@ def _comparison(
     random = _Rounds(seed, rounds, noise)
     return Comparison(
         penstock="0.1.0",
+        build="compiled",
         started="2026-11-21T07:12:44Z",
         command="penstock compare shop.web:app -w 4",
         machine=MACHINE,

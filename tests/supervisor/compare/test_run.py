@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from penstock_supervisor import release
 from penstock_supervisor.compare import plan, variants
 from penstock_supervisor.compare.report.result import Comparison
 from penstock_supervisor.compare.run import CompareError, ComparisonSpec, compare
@@ -131,6 +132,7 @@ async def test_every_figure_of_a_subject_is_measured() -> None:
     assert not found.interrupted
     assert Comparison.model_validate_json(found.model_dump_json()) == found
     assert found.noise is not None
+    assert found.build == release.build()
     assert (found.rounds, found.access_log) == (1, False)
     assert len(subject.loads["keepalive"].kernel_us.values) == 1
     assert progress.texts[:2] == ["measuring how quiet the machine is", "starting every subject"]

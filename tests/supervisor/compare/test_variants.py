@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from penstock_supervisor.compare.variants import (
-    ALL,
     NAMES,
     OVER_PORTS,
     Variant,
@@ -26,13 +25,14 @@ def chosen(one: Service) -> dict[str, Service]:
     return {variant.name: variant.service for variant in choose(one, NAMES, "/tmp/x").variants}
 
 
-def test_every_scheme_is_compared_and_ports_in_two_modes() -> None:
+def test_every_scheme_is_compared_and_ports_in_two_modes_and_over_both_links() -> None:
     found = chosen(service())
     assert tuple(found) == NAMES
     assert [(one.scheme, one.mode) for one in found.values()] == [
-        ("ports", "http"), ("ports", "tcp"), ("handoff", "http"), ("shared", "http"),
-        ("reuseport", "http"),
+        ("ports", "http"), ("ports", "http"), ("ports", "tcp"), ("handoff", "http"),
+        ("shared", "http"), ("reuseport", "http"),
     ]  # fmt: skip
+    assert {name for name, one in found.items() if one.wants_sockets} == {"ports/http", "ports/tcp"}
 
 
 def test_each_variant_gets_a_free_port_and_writes_no_access_log() -> None:
@@ -46,7 +46,7 @@ def test_each_variant_gets_a_free_port_and_writes_no_access_log() -> None:
 def test_each_variant_on_a_unix_socket_gets_its_own_path_and_none_is_reuseport() -> None:
     choice = choose(service(listen="unix:/run/web"), NAMES, "/tmp/x")
     names = [variant.service.listen for variant in choice.variants]
-    assert len(set(names)) == 4
+    assert len(set(names)) == 5
     assert all(name.startswith("unix:/tmp/x/") for name in names)
     (note,) = choice.notes
     assert note.startswith("reuseport is not compared: a unix socket has no port to share")
@@ -58,23 +58,24 @@ def test_a_command_is_not_compared_under_handoff_and_a_note_gives_the_reason() -
     assert [variant.name for variant in choice.variants] == [
         "ports/http", "ports/tcp", "shared", "reuseport",
     ]  # fmt: skip
-    (note,) = choice.notes
-    assert note.startswith("handoff is not compared: ")
-    assert "command" in note
+    link, handoff = choice.notes
+    assert link == f"{OVER_PORTS} is not compared: its workers are reached over their ports anyway"
+    assert handoff.startswith("handoff is not compared: ")
+    assert "command" in handoff
 
 
 def test_upstreams_are_compared_under_ports_only() -> None:
     (one,) = load(None, {"upstreams": ["127.0.0.1:1"]}).services
     choice = choose(one, NAMES, "/tmp/x")
     assert [variant.name for variant in choice.variants] == ["ports/http", "ports/tcp"]
-    assert len(choice.notes) == 3
+    assert len(choice.notes) == 4
 
 
 def test_a_key_is_left_out_only_for_schemes_that_refuse_it() -> None:
     found = chosen(service(balance="client_hash", workers=3))
     assert {name: one.balance for name, one in found.items()} == {
-        "ports/http": "client_hash", "ports/tcp": "client_hash", "handoff": "client_hash",
-        "shared": "round_robin", "reuseport": "round_robin",
+        "ports/http": "client_hash", "ports/http/tcp": "client_hash", "ports/tcp": "client_hash",
+        "handoff": "client_hash", "shared": "round_robin", "reuseport": "round_robin",
     }  # fmt: skip
     assert all(one.workers == 3 for one in found.values())
 
@@ -94,7 +95,7 @@ def test_a_service_keeps_its_mode_where_the_variant_names_none() -> None:
 
 
 def test_both_links_of_an_app_can_be_compared() -> None:
-    found = {one.name: one.service for one in choose(service(), ALL, "/tmp/x").variants}
+    found = {one.name: one.service for one in choose(service(), NAMES, "/tmp/x").variants}
     assert found["ports/http"].wants_sockets
     assert not found[OVER_PORTS].wants_sockets
     (command,) = load(None, {"command": ("node", "server.js")}).services
@@ -167,6 +168,7 @@ def test_the_configuration_of_a_variant_has_only_its_service() -> None:
 def test_schemes_with_a_proxy_get_the_given_number_of_proxies() -> None:
     one = service()
     made = {v.name: v.config.proxies for v in choose(one, NAMES, "/tmp/x", 2).variants}
-    assert made == {"ports/http": 2, "ports/tcp": 2, "handoff": 2, "shared": 1, "reuseport": 1}
+    assert made.pop("shared") == made.pop("reuseport") == 1
+    assert set(made.values()) == {2}
     assert tomllib.loads(as_toml(one, 2))["proxies"] == 2
     assert "proxies" not in tomllib.loads(as_toml(one))

@@ -1,7 +1,7 @@
 """The first picture of a comparison: what each subject costs, as bars of which shorter is better.
 
 Owns which figures are in it. All of them are costs, so there is one rule to read it by. Subjects
-are in the order of what they cost, and those than which none is better stand out. The terminal
+are in the order of what they cost, and the best stand out, if it is sure who that is. The terminal
 and the page draw it in their own ways. No I/O, no clock.
 """
 

@@ -30,6 +30,10 @@
   };
 
   dark.addEventListener("change", draw);
+  // For a screenshot of what comes first: where it ends.
+  const picture = document.getElementById("picture");
+  picture.dataset.end = Math.ceil(picture.offsetTop + picture.offsetHeight);
+
   // For a test or a screenshot that waits for the whole page.
   window.drawn = draw();
 }

@@ -29,7 +29,8 @@ _POLICY: Final = (
 _RULE: Final = (
     "The subjects take turns, so that a slower minute is everybody's. A difference is said only if "
     "the whole interval of its ratio, by a bootstrap over the rounds, is beyond what is too small "
-    "to matter and what the machine varies by. Everything else is level."
+    "to matter and what the machine varies by. Everything else is level, and so is in a sentence "
+    "who is not named. A star, least and most are sure against every other subject."
 )
 _BARS_HINT: Final = "rounds: bars are medians, the thin lines reach from the lowest to the highest"
 
@@ -58,9 +59,11 @@ def _page(comparison: Comparison, baseline: Comparison | None) -> str:
         '<link rel="icon" href="data:,">',
         f"<title>penstock compare: {_title(comparison)}</title>",
         f"<style>{_read_resource('page.css')}</style></head><body>",
+        '<main id="picture">',
         *_head(comparison),
         *summary.render(comparison),
         *_warnings(comparison),
+        "</main>",
         *_nav(comparison),
         *tables.figures(comparison),
         *(tables.baseline(comparison, baseline) if baseline else ()),
@@ -84,8 +87,7 @@ def _title(comparison: Comparison) -> str:
 
 def _head(comparison: Comparison) -> Iterator[str]:
     yield "<header><h1>What a request costs, and how its connection gets to a worker</h1>"
-    machine = [comparison.machine[key] for key in ("cpu", "kernel") if key in comparison.machine]
-    facts = " · ".join([comparison.started[:10], *machine])
+    facts = " · ".join(sentences.origin(comparison))
     yield f'<p class="faint">{escape(facts)}<br>{escape(sentences.circumstances(comparison))}</p>'
     yield "</header>"
 
@@ -173,6 +175,7 @@ def _setup(comparison: Comparison) -> Iterator[str]:
         if subject.setup:
             yield f"<h3>{escape(subject.name)}</h3><pre>{escape(subject.setup)}</pre>"
     yield "<h3>Machine</h3><dl>"
-    for key, value in {**comparison.machine, "penstock": comparison.penstock}.items():
+    ours = {"penstock": comparison.penstock, "build": comparison.build or "not known"}
+    for key, value in {**comparison.machine, **ours}.items():
         yield f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>"
     yield "</dl>"

@@ -1,6 +1,6 @@
 """The tables of the page: all figures, and what differs from an earlier run.
 
-The best of a row, and all that are level with it, have a star. No I/O, no clock.
+The best of a row, one or a group that is level, have a star. No I/O, no clock.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from penstock_supervisor.compare.report.units import Scale, scale
 
 def figures(comparison: Comparison) -> Iterator[str]:
     yield '<h2 id="figures">All figures</h2>'
-    yield '<p class="faint">★ best, or not to be told from the best; no star: no clear difference.'
+    yield '<p class="faint">★ surely the best, or a group that is level and surely better than '
+    yield "all others; a row without a star has no clear winner."
     if comparison.rounds > 1:
         yield f"± half of the range of {comparison.rounds} rounds; the figure is their median."
     yield "</p>"
@@ -72,9 +73,10 @@ def _cell(cell: Cell | None, unit: Scale, best: bool, more_is_better: bool, part
 
 def baseline(comparison: Comparison, earlier: Comparison) -> Iterator[str]:
     names = [subject.name for subject in comparison.subjects]
+    build = f", {escape(earlier.build)}" if earlier.build else ""
     yield '<h2 id="baseline">Against the baseline</h2>'
     yield (
-        f'<p class="faint">{escape(earlier.started)}, penstock {escape(earlier.penstock)}. '
+        f'<p class="faint">{escape(earlier.started)}, penstock {escape(earlier.penstock)}{build}. '
         "= means within the spread of the two runs.</p>"
     )
     for caveat in baselines.caveats(comparison, earlier):

@@ -17,6 +17,7 @@ Plot = dict[str, Any]
 
 _COLOURS: Final = {
     "ports/http": "#3f7fd6",
+    "ports/http/tcp": "#7bb2ee",
     "ports/tcp": "#21a3ad",
     "handoff": "#e8833a",
     "shared": "#4fa64f",

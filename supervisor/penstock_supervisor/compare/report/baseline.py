@@ -111,6 +111,8 @@ def _caveats(now: Comparison, then: Comparison) -> Iterator[str]:
             yield f"{key} was {then.machine[key]}, now {now.machine[key]}"
     for name, old, new in (
         ("penstock", then.penstock, now.penstock),
+        # Older formats do not say it.
+        ("build", then.build or now.build, now.build or then.build),
         ("workers", then.workers, now.workers),
         ("seconds of a load", then.seconds, now.seconds),
         ("access log", _on(then), _on(now)),
@@ -144,7 +146,8 @@ def _comparison(parsed: Any, path: Path) -> Comparison:
     if not isinstance(parsed, dict) or not {"format", "subjects"} <= parsed.keys():
         raise ValueError(f"{path} is no result of penstock compare --json")
     if parsed["format"] not in READABLE:
-        readable = " and ".join(map(str, READABLE))
+        *most, last = map(str, READABLE)
+        readable = f"{', '.join(most)} and {last}"
         raise ValueError(
             f"{path} has format {_line(str(parsed['format']))}, and this version reads {readable}"
         )

@@ -1,16 +1,16 @@
 """Evaluates the figures: who is better than whom, who is best, and whether more rounds are needed.
 
-Nothing here knows what a scheme is supposed to be good at. There are three rules. One subject is
-better than another if `intervals` says so. A subject for which the load generator was the limit
-is never worse than another. A subject that failed requests is never better. The best are those
-than which nobody is better. One that varied so much that nobody is surely better, though its own
-value is behind that of somebody who is beaten, is not among them: nothing is known of it.
+Nothing here knows what a scheme is supposed to be good at. There are four rules. One subject is
+better than another if `intervals` says so, or if it is better than one that is. A subject for
+which the load generator was the limit is never worse than another. A subject that failed requests
+is never better. The best is surely better than every other one; or the best are a group that are
+level with each other, each of them surely better than all that are not in it. Where neither is so,
+nobody is the best: the rounds do not bear it.
 
 No I/O, no clock.
 """
 
 from collections.abc import Sequence
-from math import inf
 from typing import Final, NamedTuple
 
 from penstock_supervisor.compare.report.figures import (
@@ -45,19 +45,29 @@ class FigureRow(NamedTuple):
     """For each column, those that are better. Empty for a part."""
 
     @property
+    def valid(self) -> frozenset[int]:
+        """The columns with a value that says something."""
+        return frozenset(n for n, cell in enumerate(self.cells) if cell and cell.doubt != "errors")
+
+    @property
     def best(self) -> frozenset[int]:
-        """The columns than which none is better. Empty if no column is better than another."""
-        if not any(self.better):
-            return frozenset()
-        valid = {n: cell for n, cell in enumerate(self.cells) if cell and cell.doubt != "errors"}
-        sign = 1 if self.figure.more_is_better else -1
-        beaten = (sign * cell.value for n, cell in valid.items() if self.better[n])
-        front = max(beaten, default=-inf)
-        return frozenset(
-            n
-            for n, cell in valid.items()
-            if not self.better[n] and (cell.doubt == "limited" or sign * cell.value > front)
-        )
+        """The one column that is better than every other, or all that are level at the top.
+
+        Empty if it is not sure who that is, or if no column is better than another.
+        """
+        beaten = frozenset(n for n, others in enumerate(self.better) if others)
+        first = self.valid - beaten
+        sure = bool(beaten) and all(first <= self.better[n] for n in beaten)
+        return first if sure else frozenset()
+
+    @property
+    def last(self) -> int | None:
+        """The one column than which every other is better."""
+        return next((n for n in self.valid if 1 < len(self.valid) == len(self.better[n]) + 1), None)
+
+    def level(self, column: int) -> frozenset[int]:
+        """The other columns that are neither better nor worse than this one."""
+        return self.valid - {column} - self.better[column] - self.worse(column)
 
     def worse(self, column: int) -> frozenset[int]:
         """The columns that are worse than this one."""
@@ -78,7 +88,18 @@ def row(figure: Figure, cells: tuple[Cell | None, ...], noise: Noise | None = No
         frozenset(n for n in columns if n != column and _is_better(figure, cells, n, column, noise))
         for column in range(len(cells))
     ]
-    return FigureRow(figure, cells, tuple(better))
+    return FigureRow(figure, cells, _closed(better))
+
+
+def _closed(better: Sequence[frozenset[int]]) -> tuple[frozenset[int], ...]:
+    """With those that are better than somebody who is: each pair alone may not be sure of it.
+
+    Better is beyond a margin in what is shown of the two, so nothing is better than itself.
+    """
+    found = list(better)
+    for through in range(len(found)):
+        found = [one | found[through] if through in one else one for one in found]
+    return tuple(found)
 
 
 def _is_better(

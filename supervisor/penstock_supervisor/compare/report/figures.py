@@ -332,7 +332,12 @@ def judge(
     else:
         interval = interval_of(one, other, paired=paired)
     margin = margin_in(figure, noise) if one.values else figure.margin
-    return verdict(interval, more_is_better=figure.more_is_better, margin=margin)
+    found, shown = (
+        verdict(each, more_is_better=figure.more_is_better, margin=margin)
+        for each in (interval, _between(one, other))
+    )
+    # A ratio round by round may say what the two medians that a reader sees do not.
+    return found if found == shown else "level"
 
 
 def margin_in(figure: Figure, noise: Noise | None) -> float:
@@ -347,9 +352,14 @@ def interval_of(one: Cell, other: Cell, *, paired: bool = True) -> Interval:
     """Of the ratio of the two."""
     if one.values and other.values:
         return (ratio if paired else independent_ratio)(one.values, other.values)
-    low, high = (cell.value or _NOTHING for cell in (one, other))
-    between = low / high if isfinite(low) or isfinite(high) else 1.0
-    return Interval(between, between)
+    return _between(one, other)
+
+
+def _between(one: Cell, other: Cell) -> Interval:
+    """The ratio of what is shown of the two."""
+    mine, theirs = (cell.value or _NOTHING for cell in (one, other))
+    found = mine / theirs if isfinite(mine) or isfinite(theirs) else 1.0
+    return Interval(found, found)
 
 
 _NOTHING: Final = 1e-9

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from penstock_proxy.config import FrozenModel
 
-FORMAT: Final = 2
-READABLE: Final = (1, 2)
-"""Formats that are still read. 1 has no noise, no kernel time and no peers."""
+FORMAT: Final = 3
+READABLE: Final = (1, 2, 3)
+"""Formats that are still read. 1 has no noise, no kernel time and no peers, 2 has no build."""
 LOADS: Final[tuple["LoadKind", ...]] = ("keepalive", "connect", "rate")
 FAULTS: Final = ("kill", "roll", "block")
 
@@ -163,6 +163,8 @@ class Comparison(FrozenModel):
     format: int = FORMAT
     penstock: str
     """Version."""
+    build: str = ""
+    """Of the data path: "compiled" or "pure Python". "": an earlier format did not say."""
     started: str
     """ISO 8601, UTC."""
     command: str

@@ -1,8 +1,10 @@
-"""Says what was found in plain words: one sentence for each subject, and one for all.
+"""Says what was found in plain words: a few for each subject, and one sentence for all.
 
-A sentence is made of verdicts and holds no measured number but what was counted exactly, so two
-runs that found the same say the same. The numbers are in the picture above it. A difference that
-the rounds do not bear is no difference: then a subject is level with another.
+What a subject costs is made of verdicts and holds no measured number but what was counted exactly,
+so two runs that found the same say the same. The numbers are in the picture above it. There is a
+superlative only where it is sure against every other subject; otherwise those are named against
+whom it is sure, and who is not named is level. When to choose a scheme does not depend on what was
+measured: `qualities` has the words.
 
 No I/O, no clock.
 """
@@ -15,6 +17,7 @@ from typing import Final
 from penstock_supervisor.compare.report.evaluation import COST, NOISY, FigureRow
 from penstock_supervisor.compare.report.figures import failed_share
 from penstock_supervisor.compare.report.intervals import ratio, verdict
+from penstock_supervisor.compare.report.qualities import choose_when
 from penstock_supervisor.compare.report.result import (
     Comparison,
     LoadKind,
@@ -28,22 +31,18 @@ _WINS: Final = {
     "keepalive.requests_per_s": "connections are kept",
     "connect.requests_per_s": "connections are short",
     "rate.p99": "the slowest answers count",
-    "kill.failed": "workers may die",
-    "roll.failed": "releases are many",
     "held.memory": "many connections are idle",
-    "split.jain": "workers have to share evenly",
 }
-"""Figures that are a reason to choose a subject, after "wins when"; the important ones first.
-
-The worst latency beside a blocked worker is none: where workers take connections themselves, it
-is chance whether the blocked one had any.
-"""
+"""Figures that are a reason to choose what no quality is known of; the important ones first."""
 _MAX_REASONS: Final = 2
 _MAX_BEST_SHARE: Final = 0.6
 """Where more than this share of all are best, it is no reason to choose one of them."""
-_MAX_NAMES: Final = 4
+_MAX_LEFT_OUT: Final = 2
+"""So many are named as level, because few are; or in place of all others."""
+_WHERE: Final = {COST[0]: "on kept connections", COST[1]: "on new ones"}
 _MANY_FDS: Final = 1.5
 _NUMBERS: Final = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+_NO_DIFFERENCE: Final = "no clear difference in CPU"
 QUICK: Final = "Quick: few short rounds, so only large differences are said"
 LOADS: Final[Mapping[LoadKind, str]] = {
     "keepalive": "keep-alive", "connect": "connection-per-request", "rate": "constant-rate",
@@ -51,10 +50,13 @@ LOADS: Final[Mapping[LoadKind, str]] = {
 
 
 def sentences(comparison: Comparison, all_rows: Sequence[FigureRow]) -> dict[str, str]:
-    """For each subject, what it costs and when it wins."""
+    """For each subject, what it costs and when to choose it."""
     names = [subject.name for subject in comparison.subjects]
     by_key = {row.figure.key: row for row in all_rows}
-    return {name: _sentence(by_key, column, names) for column, name in enumerate(names)}
+    return {
+        one.name: f"{_found(by_key, column, names, one)} {choose_when(one)}".strip()
+        for column, one in enumerate(comparison.subjects)
+    }
 
 
 def headline(comparison: Comparison, all_rows: Sequence[FigureRow]) -> str:
@@ -63,66 +65,78 @@ def headline(comparison: Comparison, all_rows: Sequence[FigureRow]) -> str:
     row = next((one for one in all_rows if one.figure.key == COST[0]), None)
     if row is None or sum(cell is not None for cell in row.cells) < 2:
         return ""
-    if not row.best:
-        return "A request costs the same CPU everywhere, or no difference is clear."
-    best = [names[n] for n in sorted(row.best)]
-    if len(best) == 1:
-        return f"Least CPU a request: {best[0]}."
-    return f"Least CPU a request, with no clear difference: {joined(best)}."
+    if row.best:
+        level = "Level at the least" if len(row.best) > 1 else "Least"
+        return f"{level} CPU a request{_among(row)}: {_names(row.best, names)}."
+    if beaten := [n for n in row.valid if row.better[n]]:
+        them = _names(beaten, names)
+        return f"No clear winner in CPU a request; these surely cost more than others: {them}."
+    return "A request costs the same CPU everywhere, or no difference is clear."
 
 
-def _sentence(by_key: Mapping[str, FigureRow], column: int, names: Sequence[str]) -> str:
+def _found(
+    by_key: Mapping[str, FigureRow], column: int, names: Sequence[str], subject: Subject
+) -> str:
+    """A whole sentence, or two."""
     if not any(row.cells[column] for row in by_key.values()):
         return "Nothing was measured."
     if len(names) < 2:
         return "Nothing to compare it with."
-    if not any(row.best for row in by_key.values()):
+    if not any(any(row.better) for row in by_key.values()):
         return "Level with the others in everything that was measured."
     cost = _cost(by_key, column, names) + _descriptors(by_key.get("held.fds"), column)
-    if wins := list(_wins(by_key, column, names)):
-        return f"{cost}; wins when {joined(wins, 'or')}."
-    return f"{cost}; nothing else here speaks for it."
+    text = f"{cost[:1].upper()}{cost[1:]}."
+    if not subject.scheme and (wins := list(_wins(by_key, column, names))):
+        text += f" Wins when {joined(wins, 'or')}."
+    return text
 
 
 def _cost(by_key: Mapping[str, FigureRow], column: int, names: Sequence[str]) -> str:
-    rows = [by_key[key] for key in COST if key in by_key and by_key[key].cells[column]]
-    if not rows:
-        return "What it costs is not known"
-    kept, new = (_rank(row, column) for row in (rows[0], rows[-1]))
-    if kept == new:
-        text = _part(rows[0], kept, column, names) or "no clear difference in CPU"
-        return f"{text[:1].upper()}{text[1:]}"
-    parts = [
-        text for text in (
-            _part(rows[0], kept, column, names, "on kept connections"),
-            _part(rows[-1], new, column, names, "on new ones" if kept else "on new connections"),
-        ) if text
-    ]  # fmt: skip
-    return f"{parts[0][:1].upper()}{parts[0][1:]}" + "".join(f", {one}" for one in parts[1:])
+    found = {
+        key: _standing(by_key[key], column, names)
+        for key in COST
+        if key in by_key and by_key[key].cells[column]
+    }
+    if not found:
+        return "what it costs is not known"
+    if len(found) == len(COST) and len(set(found.values())) == 1:
+        return found[COST[0]]
+    return "; ".join(f"{_WHERE[key]} {text}" for key, text in found.items())
 
 
-def _rank(row: FigureRow, column: int) -> str:
-    """least, most, more (than some) or unclear; "" if there is no difference at all."""
-    if not row.best:
-        return ""
+def _standing(row: FigureRow, column: int, names: Sequence[str]) -> str:
+    """What CPU it costs, beside the others."""
+    if column not in row.valid:
+        return "what CPU it costs is not known, because too many requests failed"
+    better, worse, level = row.better[column], row.worse(column) & row.valid, row.level(column)
+    among = _among(row)
+    if row.best == {column}:
+        return f"least CPU{among}"
     if column in row.best:
-        return "least"
-    if not row.better[column]:
-        return "unclear"
-    return "more" if row.worse(column) else "most"
+        return f"level with {_names(level, names)} at the least CPU{among}"
+    if row.last == column:
+        return f"most CPU{among}"
+    more, less = ("more CPU than", "less than" if better else "less CPU than")
+    if bool(better) != bool(worse) and 0 < len(level) <= _MAX_LEFT_OUT < len(better | worse):
+        # Those that are left out can only be level with it.
+        return f"{more if better else less} all but {_names(level, names)}"
+    parts = [
+        f"{words} {_names(those, names)}"
+        for words, those in ((more, better), (less, worse))
+        if those
+    ]
+    if parts and 0 < len(level) <= _MAX_LEFT_OUT:
+        parts.append(f"level with {_names(level, names)}")
+    return ", ".join(parts) or _NO_DIFFERENCE
 
 
-def _part(row: FigureRow, rank: str, column: int, names: Sequence[str], where: str = "") -> str:
-    match rank:
-        case "":
-            return ""
-        case "unclear":
-            return f"what CPU it costs {where} varied too much to say".replace("  ", " ")
-        case "more":
-            better = _some([names[n] for n in sorted(row.better[column])])
-            return f"more CPU than {better} {where}".rstrip()
-        case _:
-            return f"{rank} CPU {where}".rstrip()
+def _among(row: FigureRow) -> str:
+    """Beside whom there is a superlative, if not beside all."""
+    return "" if len(row.valid) == len(row.cells) else " of those measured"
+
+
+def _names(columns: Collection[int], names: Sequence[str]) -> str:
+    return joined([names[n] for n in sorted(columns)])
 
 
 def _descriptors(row: FigureRow | None, column: int) -> str:
@@ -130,7 +144,7 @@ def _descriptors(row: FigureRow | None, column: int) -> str:
     if row is None or cell is None or not row.better[column] or cell.value < _MANY_FDS:
         return ""
     count = round(cell.value)
-    return f", and {_NUMBERS.get(count, count)} descriptors a connection"
+    return f"; {_NUMBERS.get(count, count)} descriptors a connection"
 
 
 def _wins(by_key: Mapping[str, FigureRow], column: int, names: Sequence[str]) -> Iterator[str]:
@@ -141,12 +155,8 @@ def _wins(by_key: Mapping[str, FigureRow], column: int, names: Sequence[str]) ->
         if key in by_key and column in by_key[key].best and len(by_key[key].best) <= most
     ]  # fmt: skip
     for key in keys[:_MAX_REASONS]:
-        others = [names[n] for n in sorted(by_key[key].best - {column})]
-        yield _WINS[key] + (f" (with {_some(others)})" if others else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    return joined(names) if len(names) <= _MAX_NAMES else f"{len(names)} others"
+        others = by_key[key].best - {column}
+        yield _WINS[key] + (f" (level with {_names(others, names)})" if others else "")
 
 
 def doubts(comparison: Comparison, subject: Subject) -> Iterator[str]:
@@ -179,6 +189,17 @@ def _missed_rate(subject: Subject) -> str:
         return ""
     share = format_share(reached)
     return f"It reached only {share} of the constant rate, so latencies grew with time."
+
+
+def origin(comparison: Comparison) -> tuple[str, ...]:
+    """When, of what and where it was measured."""
+    build = f", {comparison.build}" if comparison.build else ""
+    machine = (comparison.machine.get(key) for key in ("cpu", "kernel"))
+    return (
+        comparison.started[:10],
+        f"penstock {comparison.penstock}{build}",
+        *filter(None, machine),
+    )
 
 
 def circumstances(comparison: Comparison) -> str:

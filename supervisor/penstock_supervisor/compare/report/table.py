@@ -1,8 +1,8 @@
 """A comparison in the terminal: all figures in a table, and what has to be known of them.
 
-The best of a row, and all that are alike, have an asterisk as well as a colour, because output
-also goes into files and mails. Columns that do not fit beside each other become a second table
-below, because numbers that wrap cannot be read. Must not know how figures are measured.
+The best of a row, one or a group that is level, have an asterisk as well as a colour, because
+output also goes into files and mails. Columns that do not fit beside each other become a second
+table below, because numbers that wrap cannot be read. Must not know how figures are measured.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,11 +54,8 @@ def render(comparison: Comparison, baseline: Comparison | None, width: int) -> R
 
 
 def _headline(comparison: Comparison) -> Iterator[RenderableType]:
-    text = sentences.circumstances(comparison)
-    machine = ", ".join(
-        comparison.machine[key] for key in ("cpu", "kernel") if comparison.machine.get(key)
-    )
-    yield Text(f"{text}; {machine}" if machine else text)
+    yield Text(", ".join(sentences.origin(comparison)))
+    yield Text(sentences.circumstances(comparison))
     if comparison.interrupted:
         yield Text("Interrupted: what is missing was not measured.", "bold yellow")
     if comparison.quick:
@@ -177,7 +174,7 @@ def _grid(label_width: int, widths: Sequence[int]) -> Table:
 def _legend(comparison: Comparison, rows: Sequence[evaluation.FigureRow]) -> Iterator[str]:
     cells = [cell for row in rows for cell in row.cells if cell]
     if any(row.best for row in rows):
-        yield "* best, or not to be told from the best; no mark: no clear difference"
+        yield "* surely the best, or a group that is level and surely better than all others"
     if any(cell.rounds > 1 for cell in cells):
         yield f"± half of the range of {comparison.rounds} rounds; the figure is their median"
     if any(cell.doubt == "limited" for cell in cells):
@@ -201,7 +198,8 @@ def _baseline(
 ) -> Iterator[RenderableType]:
     yield Text("")
     started = baseline.started.replace("T", " ")
-    yield Text(f"Against the baseline of {started}, penstock {baseline.penstock}", "bold")
+    build = f", {baseline.build}" if baseline.build else ""
+    yield Text(f"Against the baseline of {started}, penstock {baseline.penstock}{build}", "bold")
     for caveat in baselines.caveats(comparison, baseline):
         yield Text(f"{caveat[0].upper()}{caveat[1:]}.", "yellow")
     yield Text("")

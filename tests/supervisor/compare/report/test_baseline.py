@@ -34,7 +34,7 @@ def test_a_file_with_the_earlier_name_of_the_proxy_role_is_read(
 def test_a_file_of_the_format_before_is_read(sample: Comparison, tmp_path: Path) -> None:
     content = json.loads(sample.model_dump_json())
     content["format"] = 1
-    for key in ("noise", "access_log", "verification"):
+    for key in ("build", "noise", "access_log", "verification"):
         del content[key]
     for subject in content["subjects"]:
         del subject["setup"], subject["scaling"]
@@ -43,8 +43,16 @@ def test_a_file_of_the_format_before_is_read(sample: Comparison, tmp_path: Path)
     file = tmp_path / "before.json"
     file.write_text(json.dumps(content))
 
-    assert baseline.load(file) == sample
+    assert baseline.load(file) == sample.model_copy(update={"build": ""})
     assert baseline.differences(sample, baseline.load(file))
+
+
+def test_another_build_is_said_if_both_files_name_theirs(sample: Comparison) -> None:
+    pure = sample.model_copy(update={"build": "pure Python"})
+    unknown = sample.model_copy(update={"build": ""})
+
+    assert baseline.caveats(sample, pure) == ("build: pure Python, now compiled",)
+    assert baseline.caveats(sample, unknown) == ()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,7 @@ def test_a_file_of_the_format_before_is_read(sample: Comparison, tmp_path: Path)
         (b"[]", "is no result of penstock compare"),
         (b'"text"', "is no result of penstock compare"),
         (b'{"subjects": []}', "is no result of penstock compare"),
-        (b'{"format": 7, "subjects": []}', "has format 7, and this version reads 1 and 2"),
+        (b'{"format": 7, "subjects": []}', "has format 7, and this version reads 1, 2 and 3"),
         (b'{"format": "\\n\\u001b[31m", "subjects": []}', "has format"),
         (b'{"format": 1, "subjects": []}', "penstock: Field required"),
         (b'{"format": 1, "subjects": [], "x": NaN}', "NaN is no figure"),

@@ -40,14 +40,17 @@ CPU = Figure(key="cpu", section="x", label="x", quantity="cpu", read=lambda _: N
         (LESS, [cell(10, 3), cell(12, -3), cell(30, 3)], {0, 1}),
         # Well measured, but four per cent are no reason to choose.
         (LESS, [cell(100), cell(104), cell(150)], {0, 1}),
-        # It varied too much to be beaten, and is behind one that is.
-        (LESS, [cell(10), cell(20), cell(30, 25)], {0}),
+        # It varied too much to be beaten by the first: nobody is surely better than all others.
+        (LESS, [cell(10), cell(20), cell(30, 25)], set()),
+        # Level with each of its neighbours, and the ends are not level: no group is.
+        (LESS, [cell(100), cell(104), cell(109)], set()),
         # If all are level, none is the best; the same if only one was measured.
         (LESS, [cell(10, 3), cell(12, -3)], set()),
         (LESS, [cell(10), None, None], set()),
         (LESS, [None, None], set()),
         # A subject that the load generator limited may be as good as the best.
-        (MORE, [cell(10, doubt="limited"), cell(20), cell(15)], {0, 1}),
+        (MORE, [cell(10, doubt="limited"), cell(20), cell(15)], set()),
+        (MORE, [cell(20, doubt="limited"), cell(20), cell(15)], {0, 1}),
         (MORE, [cell(10, doubt="limited"), cell(20, doubt="limited")], set()),
         # Errors are quick, so a subject with errors is not the best.
         (LESS, [cell(1, doubt="errors"), cell(20), cell(40)], {1}),
@@ -60,7 +63,7 @@ CPU = Figure(key="cpu", section="x", label="x", quantity="cpu", read=lambda _: N
         (COUNT, [once(20), once(30)], set()),
     ],
 )
-def test_the_best_are_those_than_which_none_is_better(
+def test_the_best_are_surely_better_than_all_others_and_level_with_each_other(
     figure: Figure, cells: list[Cell | None], best: set[int]
 ) -> None:
     assert evaluation.row(figure, tuple(cells)).best == best

@@ -1,10 +1,14 @@
-"""Sentences follow from verdicts: the same machine says the same, and doubts are named."""
+"""Sentences follow from verdicts: the same machine says the same, and doubts are named.
+
+Covers `compare/report/qualities`.
+"""
 
 from collections.abc import Callable
 
 import pytest
 
 from penstock_supervisor.compare.report import evaluation, sentences
+from penstock_supervisor.compare.report.qualities import choose_when
 from penstock_supervisor.compare.report.result import (
     Comparison,
     HeldResult,
@@ -15,6 +19,7 @@ from penstock_supervisor.compare.report.result import (
     Subject,
     Verification,
 )
+from penstock_supervisor.compare.variants import NAMES
 
 
 def said(comparison: Comparison) -> dict[str, str]:
@@ -26,22 +31,45 @@ def doubts(comparison: Comparison, name: str) -> str:
     return " ".join(sentences.doubts(comparison, subject))
 
 
-def test_each_subject_gets_one_sentence_of_what_it_costs_and_when_it_wins(
+def test_each_subject_is_told_what_it_costs_and_when_to_choose_it(
     compared: Callable[..., Comparison],
 ) -> None:
     assert said(compared(rounds=8)) == {
-        "ports/http": "Most CPU, and three descriptors a connection; wins when workers may die"
-        " or workers have to share evenly (with ports/tcp and handoff).",
-        "ports/tcp": "More CPU than handoff, shared and reuseport, and three descriptors a"
-        " connection; wins when workers have to share evenly (with ports/http and handoff).",
-        "handoff": "Least CPU on kept connections, more CPU than shared and reuseport on new"
-        " ones; wins when connections are kept (with shared and reuseport) or workers have to"
-        " share evenly (with ports/http and ports/tcp).",
-        "shared": "Least CPU; wins when connections are kept (with handoff and reuseport) or"
-        " connections are short (with reuseport).",
-        "reuseport": "Least CPU; wins when connections are kept (with handoff and shared) or"
-        " connections are short (with shared).",
+        "ports/http": "Most CPU; three descriptors a connection. Choose it when each request is to"
+        " be balanced, checked, and tried once more on another worker if one dies; the program need"
+        " not know of it.",
+        "ports/tcp": "More CPU than handoff, shared and reuseport, less than ports/http; three"
+        " descriptors a connection. Choose it when the protocol is not HTTP, or no byte may be"
+        " changed; the program need not know of it.",
+        "handoff": "On kept connections level with shared and reuseport at the least CPU; on new"
+        " ones more CPU than shared and reuseport, less than ports/http and ports/tcp. Choose it"
+        " when long or busy connections are to be spread by a policy, and no byte of them is to"
+        " pass a proxy.",
+        "shared": "On kept connections level with handoff and reuseport at the least CPU; on new"
+        " ones level with reuseport at the least CPU. Choose it when there is to be no proxy at"
+        " all, and the kernel may wake whichever worker is free.",
+        "reuseport": "On kept connections level with handoff and shared at the least CPU; on new"
+        " ones level with shared at the least CPU. Choose it when there is to be no proxy at all,"
+        " and the kernel is to spread connections evenly by their hash; what waits for a busy"
+        " worker goes to no other.",
     }
+
+
+def test_when_to_choose_a_scheme_is_said_in_the_same_words_whatever_was_measured(
+    compared: Callable[..., Comparison],
+) -> None:
+    def chosen(comparison: Comparison) -> list[str]:
+        return [text[text.index("Choose it ") :] for text in said(comparison).values()]
+
+    noisy = [compared(seed=seed, noise=20.0) for seed in range(5)]
+    assert all(chosen(one) == chosen(compared(rounds=8)) for one in noisy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_scheme_has_its_words_and_a_peer_of_that_name_has_none(name: str) -> None:
+    scheme, _, mode = name.partition("/")
+    assert choose_when(Subject(name=name, scheme=scheme, mode=mode)).startswith("Choose it ")
+    assert choose_when(Subject(name=name, scheme="", mode="")) == ""
 
 
 @pytest.mark.parametrize("seed", range(2, 12))
@@ -77,7 +105,7 @@ def test_the_headline_names_the_cheapest_and_says_if_there_is_none(
 ) -> None:
     found = compared(rounds=8)
     assert sentences.headline(found, evaluation.rows(found)) == (
-        "Least CPU a request, with no clear difference: handoff, shared and reuseport."
+        "Level at the least CPU a request: handoff, shared and reuseport."
     )
     level = found.model_copy(update={"noise": Noise(stolen=0.0, varies=0.9, late_s=0.0)})
     assert "no difference is clear" in sentences.headline(level, evaluation.rows(level))
@@ -88,7 +116,11 @@ def test_the_headline_names_the_cheapest_and_says_if_there_is_none(
 def test_a_peer_is_described_like_any_other(compared: Callable[..., Comparison]) -> None:
     text = said(compared(others=1, rounds=8))["127.0.0.1:8080"]
 
-    assert text.startswith("More CPU than handoff, shared and reuseport")
+    assert text == (
+        "On kept connections more CPU than handoff, shared and reuseport, less than ports/http, "
+        "level with ports/tcp; on new ones more CPU than handoff, shared and reuseport, less than "
+        "ports/http and ports/tcp."
+    )
 
 
 def test_a_subject_without_figures_is_reported_as_not_measured(sample: Comparison) -> None:
@@ -102,7 +134,7 @@ def test_a_subject_without_figures_is_reported_as_not_measured(sample: Compariso
 def test_a_single_subject_is_not_compared(sample: Comparison) -> None:
     alone = sample.model_copy(update={"subjects": sample.subjects[:1]})
 
-    assert said(alone) == {"ports/http": "Nothing to compare it with."}
+    assert said(alone)["ports/http"].startswith("Nothing to compare it with. Choose it when ")
 
 
 def test_a_subject_whose_processes_are_not_seen_has_no_cost(sample: Comparison) -> None:
