@@ -1,12 +1,28 @@
-"""An HTTP/1.0 client of an ASGI application gets no chunks, and keeps its connection if it can."""
+"""An HTTP/1.0 client of an ASGI application gets no chunks, keeps its connection if it can, and
+sees a reset if its response is broken off.
+
+Covers `net/abortive_close`, too.
+"""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvicorn
 
 from penstock_worker.servers.asgi_server import AsgiServer
+
+MUCH = bytes(16 << 20)
+"""More than the buffers of a connection hold: it is written long after it was sent."""
+
+
+class BrokenOffError(Exception):
+    """A reset. `got` is what came before."""
+
+    def __init__(self, got: bytes) -> None:
+        super().__init__(got[-100:])
+        self.got = got
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -24,19 +40,53 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         headers.append((b"Transfer-Encoding", b"chunked"))
     if "connection" in query:
         headers.append((b"Connection", query["connection"].encode()))
+    await answer(status, headers, query, receive, send)
+
+
+async def answer(
+    status: int, headers: list[tuple[bytes, bytes]], query: dict[str, str], receive: Any, send: Any
+) -> None:
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    if query.get("fail"):
-        raise RuntimeError("on purpose")
+    if "fail" in query:
+        await go_on("raise", receive, send)
     if status == 204:
         await send({"type": "http.response.body"})
         return
     await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    if "then" in query:
+        await go_on(query["then"], receive, send)
+        return
     await send({"type": "http.response.body", "body": b"two", "more_body": True})
     await send({"type": "http.response.body"})
 
 
-async def ask(request: bytes, http: str = "httptools", *, draining: bool = False) -> bytes:
-    """All that the client gets until the end; it ends its side only when it has waited."""
+async def go_on(then: str, receive: Any, send: Any) -> None:
+    """What comes after the first piece, if not the second."""
+    if then == "raise":
+        raise RuntimeError("on purpose")
+    if then == "cancel":
+        raise asyncio.CancelledError
+    if then == "wait":
+        await receive()
+    if then == "much":
+        await send({"type": "http.response.body", "body": MUCH})
+
+
+async def until_end(reader: asyncio.StreamReader) -> bytes:
+    got = bytearray()
+    try:
+        while piece := await reader.read(1 << 20):
+            got += piece
+    except ConnectionResetError:
+        raise BrokenOffError(bytes(got)) from None
+    return bytes(got)
+
+
+async def ask(
+    request: bytes, http: str = "httptools", *, draining: bool = False, end_after: bytes = b""
+) -> bytes:
+    """All that the client gets until the end. It ends its side only when it has waited, or
+    `end_after` these bytes. BrokenOffError: the end is a reset."""
     server = AsgiServer(app, None)
     server._config.http = http
     await server.start()
@@ -47,10 +97,16 @@ async def ask(request: bytes, http: str = "httptools", *, draining: bool = False
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
     writer.write(request)
     try:
-        return await asyncio.wait_for(reader.read(), 10)
+        async with asyncio.timeout(60):
+            before = b""
+            if end_after:
+                before = await reader.readuntil(end_after)
+                writer.write_eof()
+            return before + await until_end(reader)
     finally:
         writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
         listener.close()
         await listener.wait_closed()
         await server.clean_up()
@@ -148,3 +204,44 @@ async def test_an_http_1_1_client_gets_chunks() -> None:
     _, fields, body = parts(await ask(request))
     assert fields[b"transfer-encoding"] == b"chunked"
     assert body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("then", ["raise", "return", "cancel"])
+@pytest.mark.parametrize("field", [b"", b"Connection: keep-alive\r\n"])
+async def test_a_body_that_is_broken_off_ends_with_a_reset_if_only_the_end_would_end_it(
+    http: str, then: str, field: bytes
+) -> None:
+    with pytest.raises(BrokenOffError) as broken_off:
+        await ask(b"GET /?then=%b HTTP/1.0\r\n%b\r\n" % (then.encode(), field), http)
+    assert parts(broken_off.value.got)[2] == b"one"
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_it_ends_so_for_a_client_that_has_ended_its_side(http: str) -> None:
+    with pytest.raises(BrokenOffError):
+        await ask(b"GET /?then=wait HTTP/1.0\r\n\r\n", http, end_after=b"\r\n\r\none")
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_a_whole_body_that_takes_long_to_write_ends_with_an_end(http: str) -> None:
+    answer = await ask(b"GET /?then=much HTTP/1.0\r\n\r\n", http)
+    assert parts(answer)[2] == b"one" + MUCH
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize(
+    "request_line",
+    [b"HEAD /?then=raise", b"GET /?status=304&then=raise", b"GET /?length=6&then=raise"],
+)
+async def test_where_the_end_of_the_body_is_known_otherwise_there_is_no_reset(
+    http: str, request_line: bytes
+) -> None:
+    answer = await ask(request_line + b" HTTP/1.0\r\n\r\n", http)
+    assert answer.startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_a_request_that_fails_before_its_response_gets_a_whole_500(http: str) -> None:
+    status, _, body = parts(await ask(b"GET /?status=x HTTP/1.0\r\n\r\n", http))
+    assert (status, body) == (500, b"Internal Server Error")

@@ -140,7 +140,7 @@ class AiohttpServer:
             if not _awaits_head(connection) and transport is not None:
                 answered = _is_answered(connection, transport)
                 count += not answered
-                self._cut(transport, in_flight.get(connection), answered=answered)
+                self._cut(connection, in_flight.get(connection), answered=answered)
         return count
 
     async def clean_up(self) -> None:
@@ -151,11 +151,10 @@ class AiohttpServer:
         finally:
             await self._runner.cleanup()
 
-    def _cut(
-        self, transport: asyncio.Transport, request: web.BaseRequest | None, *, answered: bool
-    ) -> None:
+    def _cut(self, connection: Any, request: web.BaseRequest | None, *, answered: bool) -> None:
         """End one connection. The loss of it cancels the handler, which is not counted then.
         `answered`: its client has all of the response, and only the handler goes on."""
+        transport = connection.transport
         response = None if request is None else request.get(_RESPONSE)
         if answered:
             transport.close()
@@ -163,6 +162,8 @@ class AiohttpServer:
             transport.write(LEAVING)
             transport.close()
         else:
+            # Or a response that is complete, and not all sent, would end as if it were.
+            connection.end_with(None)
             reset_on_close(transport.get_extra_info("socket").fileno())
             transport.abort()
         if request is not None and self._recorder is not None:
