@@ -3,9 +3,13 @@
 They use plain sockets and one epoll, without an event loop. The generator runs on the same
 machine as the subject, so it should take little CPU time, and a client that sends one small
 request and reads one response needs no buffers, watermarks and callbacks of a transport. A
-response with the same bytes as an earlier one is not parsed again. A connection is registered
-once, when its request is sent, and closing it is all that ends it. An epoll is a descriptor
+response with the same bytes as an earlier one is not parsed again. A connection for one request
+is registered once, with its edges, and closing it is all that ends it. An epoll is a descriptor
 itself, so a program with an event loop can wait for it (`HeldConnections` in `driver`).
+
+As any client over a network, they send their request when they have heard that the connection is
+open. On one machine it is open at once, but a server that finds the request when it accepts has
+less to do than it has for others.
 
 Must not know which kind of load it is, or what is counted.
 """
@@ -31,7 +35,10 @@ _MAX_KNOWN: Final = 256
 """Responses that are recognised. They differ by the second and by the worker's name."""
 _MAX_KNOWN_SIZE: Final = 16384
 _IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
 _IN_OUT: Final = select.EPOLLIN | select.EPOLLOUT
+_EDGES: Final = _IN_OUT | select.EPOLLET
+"""For a connection with one request: it is registered once, and never told to stop writing."""
 
 
 class Poller:
@@ -39,14 +46,15 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._by_fd: dict[int, Callable[[], None]] = {}
+        self._by_fd: dict[int, Callable[[int], None]] = {}
         self.known: dict[bytes, bool] = {}
         """Whole successful responses, and whether they leave the connection open."""
 
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def add(self, fd: int, on_ready: Callable[[], None], events: int = _IN) -> None:
+    def add(self, fd: int, on_ready: Callable[[int], None], events: int = _IN) -> None:
+        """`on_ready` gets the events that there are."""
         self._epoll.register(fd, events)
         self._by_fd[fd] = on_ready
 
@@ -62,10 +70,10 @@ class Poller:
 
     def wait(self, timeout_s: float) -> None:
         by_fd = self._by_fd
-        for fd, _ in self._epoll.poll(timeout_s, 512):
+        for fd, events in self._epoll.poll(timeout_s, 512):
             # An earlier callback may have closed it.
             if on_ready := by_fd.get(fd):
-                on_ready()
+                on_ready(events)
 
     def remember(self, data: bytes, *, keep: bool) -> None:
         if len(data) <= _MAX_KNOWN_SIZE:
@@ -98,7 +106,7 @@ class Client:
         self._sock: SocketType | None = None
         self._connected = False
         self._writing = False
-        """Does it wait until it can send?"""
+        """It waits until it can send."""
         self._unsent = b""
         self._response: LoadResponse | None = None
         self.sent_at = 0.0
@@ -121,7 +129,7 @@ class Client:
         except OSError as error:
             return _connect_error(error)
         self._writing = True
-        self._poller.add(sock.fileno(), self._on_ready, _IN_OUT)
+        self._poller.add(sock.fileno(), self._on_ready, _IN_OUT if self._keep else _EDGES)
         return ""
 
     def send(self, due: float, now: float) -> str:
@@ -129,7 +137,11 @@ class Client:
         self.due, self.sent_at = due, now
         request, sock = self._request, self._sock
         if sock is None:
-            return self._send_on_new()
+            if error := self.connect():
+                self.sent_at = 0.0
+                return error
+            self._unsent = request
+            return ""
         if self._writing:
             self._unsent = request  # it is being connected
             return ""
@@ -142,28 +154,6 @@ class Client:
         if sent != len(request):
             self._unsent, self._writing = request[sent:], True
             self._poller.start_writing(sock.fileno())
-        return ""
-
-    def _send_on_new(self) -> str:
-        request = self._request
-        try:
-            self._sock = sock = self._connector.connect()
-        except OSError as error:
-            self.sent_at = 0.0
-            return _connect_error(error)
-        try:
-            # On the same machine it is connected by now.
-            sent = sock.send(request)
-            self._connected = True
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return self._close_broken()
-        if sent == len(request):
-            self._poller.add(sock.fileno(), self._on_ready)
-        else:
-            self._unsent, self._writing = request[sent:], True
-            self._poller.add(sock.fileno(), self._on_ready, _IN_OUT)
         return ""
 
     def expire(self, now: float) -> bool:
@@ -188,16 +178,21 @@ class Client:
         self.close()
         return error
 
-    def _ready(self) -> None:
-        if self._writing:
-            self._writable()
+    def _ready(self, events: int) -> None:
+        # What a server says or does before it was asked would not be told a second time.
+        if self._writing and (not self._write() or self._keep or not events & ~_OUT):
             return
+        while self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Read once. True if more may be there that would not be told a second time."""
         sock = self._sock
         assert sock is not None
         try:
             data = sock.recv(_READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
             self._response = None  # a reset does not end a response without a length
@@ -207,9 +202,11 @@ class Client:
         elif self._response is None and (keep := self._known.get(data)) is not None:
             self._finish(keep=keep)
         else:
-            self._read(data)
+            return self._read(data)
+        return False
 
-    def _writable(self) -> None:
+    def _write(self) -> bool:
+        """Send the rest of the request. True when all of it has been sent."""
         sock = self._sock
         assert sock is not None
         try:
@@ -217,25 +214,29 @@ class Client:
             self._unsent = self._unsent[sock.send(self._unsent) :]
             self._connected = True
         except BlockingIOError:
-            return
+            return False
         except OSError:
             # If it was only being connected, there is no request that could end.
             sent_at, error = self.sent_at, self._close_broken()
             if sent_at:
                 self._on_done(self, error)
-            return
-        if not self._unsent:
-            self._writing = False
+            return False
+        if self._unsent:
+            return False
+        self._writing = False
+        if self._keep:
             self._poller.stop_writing(sock.fileno())
+        return True
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> bool:
+        """True as from `_receive`."""
         response = self._response
         if not data:
             if response is not None and response.end():
                 self._complete(response)
             else:
                 self._on_done(self, self._close_broken())
-            return
+            return False
         if response is None:
             response = self._response = LoadResponse()
             is_whole = True
@@ -246,11 +247,13 @@ class Client:
         except RejectedError:
             self.close()
             self._on_done(self, "protocol")
-            return
-        if response.done:
-            if is_whole and response.is_success:
-                self._poller.remember(data, keep=response.keep)
-            self._complete(response)
+            return False
+        if not response.done:
+            return not self._keep
+        if is_whole and response.is_success:
+            self._poller.remember(data, keep=response.keep)
+        self._complete(response)
+        return False
 
     def _complete(self, response: LoadResponse) -> None:
         if response.is_success:

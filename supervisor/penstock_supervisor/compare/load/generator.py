@@ -167,7 +167,7 @@ class Load:
         else:
             self._idle.append(client)
 
-    def _send_due(self) -> None:
+    def _send_due(self, _: int) -> None:
         """Open loop: send the requests that are due, as long as clients are free."""
         schedule = self._schedule
         assert schedule is not None
@@ -250,7 +250,7 @@ def _main() -> int:
         return 1
     raise_fd_limit()
     poller = Poller()
-    poller.add(stdin_pipe.FD, lambda: os._exit(1))
+    poller.add(stdin_pipe.FD, lambda _: os._exit(1))
     try:
         load = Load(Job.model_validate_json(line), poller)
         gc.freeze()

@@ -188,6 +188,7 @@ async def test_a_stall_counts_for_every_request_that_was_due_during_it() -> None
     assert report.worst_s >= 0.5
 
 
+@pytest.mark.parametrize("kind", ["keepalive", "connect"])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -197,13 +198,14 @@ async def test_a_stall_counts_for_every_request_that_was_due_during_it() -> None
         b"HTTP/1.1 103 Hints\r\nX: y\r|\n\r\n|HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na|bc",
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300000,
         ENDLESS,
         CLOSING,
     ],
 )
-async def test_every_kind_of_response_is_read_to_its_end(answer: bytes) -> None:
+async def test_every_kind_of_response_is_read_to_its_end(answer: bytes, kind: str) -> None:
     async with serving(answer) as server:
-        report = await driven(job(server.address))
+        report = await driven(job(server.address, kind))
     assert report.errors == {}
     assert report.requests == len(server.requests) > 4
 
@@ -221,7 +223,7 @@ async def test_every_kind_of_response_is_read_to_its_end(answer: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000 + b"\r\n\r\n", "protocol"),
     ],
 )
-@pytest.mark.parametrize("kind", ["keepalive", "rate"])
+@pytest.mark.parametrize("kind", ["keepalive", "connect", "rate"])
 async def test_a_bad_response_is_an_error_of_its_kind(answer: bytes, error: str, kind: str) -> None:
     async with serving(answer) as server:
         report = await driven(job(server.address, kind, rate=100.0))
@@ -229,6 +231,30 @@ async def test_a_bad_response_is_an_error_of_its_kind(answer: bytes, error: str,
     assert report.errors[error] == len(server.requests) > 0
     assert report.requests == 0
     assert report.histogram == {}
+
+
+@pytest.mark.parametrize("early", [b"HTTP/1.1 408 Late\r\n\r\n", b""])
+async def test_a_server_that_speaks_or_leaves_before_it_is_asked_is_an_error_at_once(
+    early: bytes,
+) -> None:
+    connected = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        with suppress(OSError):
+            writer.write(early)
+            writer.write_eof()
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        report = await driven(job(f"127.0.0.1:{port}", "connect"))
+    assert report.requests == 0
+    assert set(report.errors) == {"status" if early else "reset"}
+    assert sum(report.errors.values()) == connected > 4
 
 
 @pytest.mark.parametrize("kind", ["keepalive", "connect", "rate"])
