@@ -30,8 +30,8 @@ wheel: $(VENV)/ready ## dist/*.whl with the data path in C, which costs less CPU
 dist: $(VENV)/ready ## dist/*: sdist, pure wheel, a compiled one for each Python that is here; ARGS=3.13: this one
 	@$(BIN)/python release/dist.py $(ARGS)
 
-test-versions: $(VENV)/ready ## the packages' tests, with every other Python from 3.11 on that is here
-	@$(BIN)/python release/versions.py $(ARGS)
+test-versions: $(VENV)/ready ## the packages' tests, with every other Python from 3.11 on that is here (QUICK=--quick: some)
+	@$(BIN)/python release/versions.py $(QUICK) $(ARGS)
 
 test-wheel: wheel ## what is relayed, passed on and broken, with that wheel
 	$(BIN)/python -m zipfile -e dist/penstock_lb-*.whl dist/compiled

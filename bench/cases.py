@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from random import random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from penstock_proxy.balancing.pool import Member, Pool
 from penstock_proxy.config import Balance, Ejection, Health, Limits, ServiceConfig, Target
@@ -25,6 +25,10 @@ from penstock_proxy.net.timer_wheel import TimerWheel
 from penstock_proxy.net.transport import Transport
 from penstock_proxy.runtime.service import Service
 from penstock_proxy.service.fd_budget import FdBudget
+from penstock_worker.telemetry.access_log import Format, make_log
+
+if TYPE_CHECKING:
+    from penstock_worker.telemetry.log_writer import LogWriter
 
 Step = Callable[[], object]
 
@@ -135,6 +139,22 @@ def pick(balance: Balance, workers: int) -> Iterator[Step]:
     yield lambda: pool.pick("192.0.2.1")
 
 
+class DiscardingWriter:
+    """A log writer that discards lines."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+@contextmanager
+def log_line(form: Format) -> Iterator[Step]:
+    log = make_log("web", cast("LogWriter", DiscardingWriter()), form)
+    head = b"Referer: https://example.org/\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
+    yield lambda: log.add(
+        1_800_000_000.5, "192.0.2.1", b"GET", b"/api/items?page=2", "HTTP/1.1", 200, 13, 0,
+        "web/0", None, 0.000312, 0.000333, 0, "0123456789abcdef", "ok", head, "",
+    )  # fmt: skip
+
+
 @contextmanager
 def exchange() -> Iterator[Step]:
     """A whole exchange: request from the client to a worker, response back, and counted."""
@@ -185,5 +205,7 @@ CASES: Final[dict[str, Callable[[], AbstractContextManager[Step]]]] = {
     "pick: power_of_two, 4 workers": lambda: pick("power_of_two", 4),
     "pick: client_hash, 4 workers": lambda: pick("client_hash", 4),
     "pick: random, 4 workers": lambda: pick("random", 4),
+    "log line: json": lambda: log_line("json"),
+    "log line: combined": lambda: log_line("combined"),
     "exchange: over memory, kept alive": exchange,
 }

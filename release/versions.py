@@ -4,6 +4,10 @@ Prints one line for each supported version: what its tests came to, or that no i
 is there. The one that runs this is left out, because `make test` has tested it. So are the live
 tests and those of `penstock compare`, and hypothesis tries few examples: what differs between
 versions of Python is met by any.
+
+Every module of the packages is imported. With `--quick` only those tests run whose subjects stand
+next to the interpreter: sockets, TLS, the event loop, parsers, and descriptors that are passed.
+Other words go to pytest.
 """
 
 import subprocess
@@ -18,8 +22,20 @@ _WORDS: Final = ("-c", "constraints.txt", "-e", ".[test,asgi]")
 _PYTEST: Final = (
     "-m", "pytest", "--numprocesses=4", "--dist=loadfile", "--quiet", "-p", "no:cacheprovider",
     "--hypothesis-profile=quick", "--ignore=tests/supervisor/compare",
-    "tests/worker", "tests/proxy", "tests/supervisor",
 )  # fmt: skip
+_ALL: Final = ("tests/worker", "tests/proxy", "tests/supervisor")
+_QUICK: Final = (
+    "tests/worker/channel", "tests/worker/net", "tests/worker/handoff",
+    "tests/proxy/net", "tests/proxy/tls", "tests/proxy/tcp", "tests/proxy/http1",
+)  # fmt: skip
+_IMPORT_ALL: Final = """
+import importlib, pkgutil
+for name in ("penstock_worker", "penstock_proxy", "penstock_supervisor"):
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
 
 
 def main() -> int:
@@ -43,11 +59,16 @@ def _test(version: str, python: str) -> tuple[str, bool]:
     venv = _FOLDER / version
     _FOLDER.mkdir(exist_ok=True)
     made = make_venv(python, venv, *_WORDS)
+    others = [word for word in sys.argv[1:] if word != "--quick"]
+    chosen = _ALL if others == sys.argv[1:] else _QUICK
     with log.open("w") as file:
-        done = subprocess.run(
-            [made, *_PYTEST, *sys.argv[1:]], cwd=ROOT, env=outside_environment(),
-            stdout=file, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
+        for words in (["-c", _IMPORT_ALL], [*_PYTEST, *chosen, *others]):
+            done = subprocess.run(
+                [made, *words], cwd=ROOT, env=outside_environment(),
+                stdout=file, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                break
     lines = log.read_text().splitlines()
     if done.returncode != 0:
         print("\n".join(lines[-200:]))
