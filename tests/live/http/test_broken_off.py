@@ -35,6 +35,10 @@ async def serve(request):
     response = web.StreamResponse()
     await response.prepare(request)
     await response.write(b"piece")
+    if request.path == "/leave":
+        await asyncio.Event().wait()
+    if request.path == "/early":
+        raise web.HTTPNotFound
     await go_on(request.path)
     await response.write(bytes(4 << 20))
     return response
@@ -48,8 +52,11 @@ async def app(scope, receive, send):
         return
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+    while scope["path"] == "/leave":
+        if (await receive())["type"] == "http.disconnect":
+            return
     await go_on(scope["path"])
-    if scope["path"] == "/return":
+    if scope["path"] == "/early":
         return
     await send({"type": "http.response.body", "body": bytes(4 << 20)})
 """,
@@ -67,7 +74,7 @@ def is_reset(wire: "Wire") -> bool:
 
 @pytest.mark.parametrize("kind", PROGRAMS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_client_of_http_1_0_can_tell_a_whole_response_from_a_part(
+def test_a_client_of_http_1_0_and_the_log_can_tell_a_whole_response_from_a_part(
     penstock: "Penstock", tmp_path: "Path", scheme: str, kind: str
 ) -> None:
     (tmp_path / "program.py").write_text(SHARED + PROGRAMS[kind])
@@ -75,11 +82,23 @@ def test_a_client_of_http_1_0_can_tell_a_whole_response_from_a_part(
     whole = run.connect()
     whole.send(request("/whole", minor=0))
     assert whole.rest().endswith(b"\r\n\r\npiece" + bytes(4 << 20))
-    for path in ("/raise", "/return") if kind == "asgi" else ("/raise",):
+    for path in ("/raise", "/early"):
         wire = run.connect()
         wire.send(request(path, minor=0))
         assert wire.until(b"piece").endswith(b"\r\n\r\npiece")
         assert is_reset(wire)
+    wire = run.connect()
+    wire.send(request("/leave"))
+    assert wire.until(b"piece")
+    wire.reset()
+    ended = {
+        "/whole": "ok", "/raise": "worker_closed", "/early": "worker_closed",
+        "/leave": "client_gone",
+    }  # fmt: skip
+    run.until(lambda: len(run.log) == len(ended))
+    assert {line["target"]: line["termination"] for line in run.log} == ended
+    assert {line["status"] for line in run.log} == {200}
+    run.until(lambda: run.metric("penstock_requests_total") == len(ended))
     wire = run.connect()
     wire.send(request("/wait", minor=0))
     assert wire.until(b"piece")

@@ -27,7 +27,7 @@ from penstock_worker.net.lingering_close import LingeringClients
 from penstock_worker.servers import log_filter
 from penstock_worker.servers.aiohttp_framing import end_as_framed, lingering
 from penstock_worker.servers.unavailable import LEAVING
-from penstock_worker.telemetry.counters import STOP_TIMEOUT
+from penstock_worker.telemetry.counters import CLIENT_GONE, STOP_TIMEOUT, WORKER_CLOSED
 from penstock_worker.telemetry.recorder import Recorder
 
 _CANCEL_S: Final = 0.1
@@ -79,7 +79,7 @@ class AiohttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         self._server = self._runner.server
-        self._server.request_handler = _without_exit(self._server.request_handler)
+        self._server.request_handler = _without_exit(self._server.request_handler, self._failed)
         self._server.pre_shutdown = self._close_idle  # type: ignore[method-assign]
         loop = asyncio.get_running_loop()
         self._handler = lingering(LingeringClients(loop))
@@ -176,7 +176,20 @@ class AiohttpServer:
                 termination = "ok" if answered else STOP_TIMEOUT
                 _log(self._recorder, request, status, sent, total_s, termination)
 
+    def _failed(self, request: web.BaseRequest, error: BaseException) -> None:
+        """Count and log a request that its handler has broken off. aiohttp does so only where it
+        still answers."""
+        recorder = self._recorder
+        begun = request._payload_writer.output_size > 0
+        # A health check is not logged.
+        if recorder is None or _CUT in request or request.protocol.access_logger is None:
+            return
+        if begun or isinstance(error, asyncio.CancelledError):
+            _record_broken_off(recorder, request)
+
     async def _response_begins(self, request: web.Request, response: web.StreamResponse) -> None:
+        if not isinstance(response, web.WebSocketResponse):
+            end_as_framed(request, response)
         if self._recorder is not None:
             request[_RESPONSE] = response
         if isinstance(response, web.WebSocketResponse):
@@ -185,8 +198,6 @@ class AiohttpServer:
                 task = asyncio.get_running_loop().create_task(_close_websocket(response))
                 self._closings.add(task)
                 task.add_done_callback(self._closings.discard)
-        else:
-            end_as_framed(request, response)
 
 
 class _Runner(web.AppRunner):
@@ -221,18 +232,28 @@ def _is_answered(connection: web.RequestHandler, transport: asyncio.Transport) -
     return is_complete and getattr(writer, "_headers_written", True)
 
 
-def _without_exit(handle: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose `sys.exit` fails its request, as in uvicorn. aiohttp would end the loop."""
+def _without_exit(
+    handle: Callable[..., Any], failed: Callable[[web.BaseRequest, BaseException], None]
+) -> Callable[..., Any]:
+    """A handler whose `sys.exit` fails its request, as in uvicorn. aiohttp would end the loop.
+    `failed` is told of what a handler raises that is no response."""
     pid = os.getpid()
 
     async def handle_request(request: web.BaseRequest) -> web.StreamResponse:
         try:
             answer: web.StreamResponse = await handle(request)
+        except web.HTTPException:
+            raise
         except SystemExit as error:
             if os.getpid() != pid:
                 # A child that the handler has forked ends.
                 raise
+            failed(request, error)
             raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
+        except BaseException as error:
+            if os.getpid() == pid:
+                failed(request, error)
+            raise
         return answer
 
     return handle_request
@@ -284,6 +305,11 @@ def _recording_logger(recorder: Recorder) -> type[AbstractAccessLogger]:
         def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
             if _CUT in request:
                 return
+            begun = request.get(_RESPONSE, response)
+            if begun is not response and not isinstance(begun, web.WebSocketResponse):
+                # An HTTPException, or nothing, after the response had begun: see `end_as_framed`.
+                _record_broken_off(recorder, request)
+                return
             total_s = monotonic() - request[_STARTED_AT]
             recorder.count(request.method, response.status, total_s)
             if recorder.has_log:
@@ -291,6 +317,20 @@ def _recording_logger(recorder: Recorder) -> type[AbstractAccessLogger]:
                 _log(recorder, request, response.status, sent, total_s, "ok")
 
     return Recording
+
+
+def _record_broken_off(recorder: Recorder, request: web.BaseRequest) -> None:
+    """Count and log a request whose response its client does not have, or only a part of it."""
+    response: web.StreamResponse | None = request.get(_RESPONSE)
+    status = 0 if response is None else response.status
+    total_s = monotonic() - request[_STARTED_AT]
+    recorder.count(request.method, status, total_s)
+    if recorder.has_log:
+        is_whole = response is not None and response._eof_sent
+        is_gone = request.transport is None or request.transport.is_closing()
+        termination = "ok" if is_whole else CLIENT_GONE if is_gone else WORKER_CLOSED
+        sent = 0 if response is None else response.body_length
+        _log(recorder, request, status, sent, total_s, termination)
 
 
 def _log(

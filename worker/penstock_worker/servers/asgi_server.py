@@ -36,7 +36,7 @@ from penstock_worker.servers.asgi_limits import (
 )
 from penstock_worker.servers.asgi_websockets import App, Message, Receive, Send, WebSockets
 from penstock_worker.servers.unavailable import LEAVING
-from penstock_worker.telemetry.counters import STOP_TIMEOUT
+from penstock_worker.telemetry.counters import CLIENT_GONE, STOP_TIMEOUT, WORKER_CLOSED
 from penstock_worker.telemetry.recorder import Recorder
 
 _SECOND_S: Final = 1.0
@@ -224,7 +224,10 @@ class AsgiServer:
             try:
                 await app(scope, receive, response.send)
             except Exception:
-                response.status = response.status or _SERVER_ERROR
+                if not response.status:
+                    # uvicorn answers with that.
+                    response.status = _SERVER_ERROR
+                    response.complete = not self._is_cut
                 raise
             finally:
                 total_s = monotonic() - started
@@ -233,11 +236,22 @@ class AsgiServer:
                 recorder.count(scope.get("method", "GET"), response.status, total_s)
                 if recorder.has_log:
                     # An application may go on when its client has had everything.
-                    cut = self._is_cut and not response.complete
-                    termination = STOP_TIMEOUT if cut else "ok"
+                    termination = "ok"
+                    if not response.complete:
+                        termination = self._unfinished(scope, receive, response)
                     _log(recorder, scope, response, total_s, termination)
 
         return recorded
+
+    def _unfinished(self, scope: Message, receive: Receive, response: "_ObservedResponse") -> str:
+        """The termination of a response that the application has not completed."""
+        if self._is_cut:
+            return STOP_TIMEOUT
+        if scope["type"] != "http":
+            return "ok"
+        if getattr(getattr(receive, "__self__", None), "disconnected", False):
+            return CLIENT_GONE
+        return WORKER_CLOSED if response.status else "ok"
 
     def _tick(self) -> None:
         """Once a second, as uvicorn's own loop does: set the `Date` of all responses."""

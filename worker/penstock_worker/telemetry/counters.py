@@ -22,6 +22,11 @@ STOP_TIMEOUT: Final = "stop_timeout"
 """Why a request was cut: it had not ended when the time of a stop was over. The value of a
 metric's label, and of the access log's `termination`; a proxy's fault has the same."""
 
+WORKER_CLOSED: Final = "worker_closed"
+"""The access log's `termination` of a response that its program has broken off."""
+CLIENT_GONE: Final = "client_gone"
+"""And of one whose client had gone before its end. A proxy's faults have the same names."""
+
 METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
 )
