@@ -1,7 +1,8 @@
 """wrk in place of our own generator: people know it, and it takes less CPU for new connections.
 
-Over kept connections the two take about the same CPU time, 8 µs a request. With a connection for
-each request ours takes 70 µs and wrk 50, which a subject on the same cores would have had.
+Over kept connections the two take about the same CPU time. With a connection for each request
+ours takes about a sixth more, 2 to 17 µs, which a subject on the same cores would have had: see
+docs/decisions/0022-comparison.md.
 
 wrk has no constant rate, and connects to TCP ports only; for other loads our generator is used.
 It takes whole seconds only, so it is told more than it gets, and ended by SIGINT as a person
