@@ -47,6 +47,17 @@ def make_venv(python: str, folder: Path, *words: str) -> str:
     return made
 
 
+def make_test_venv(python: str, folder: Path, *words: str) -> str:
+    """The same with uv, where it is: its packages are links into one cache, and it has no pip."""
+    if (uv := _uv()) is None:
+        return make_venv(python, folder, *words)
+    subprocess.run([python, "-m", "venv", "--clear", "--without-pip", folder], check=True)
+    made = str(folder / "bin" / "python")
+    install = [uv, "pip", "install", "--quiet", "--python", made, *words]
+    subprocess.run(install, check=True, cwd=ROOT)
+    return made
+
+
 def outside_environment() -> Mapping[str, str]:
     """Ours, without what would lead another interpreter to this one's packages."""
     dropped = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
@@ -61,11 +72,15 @@ def _candidates(version: str) -> Iterator[str]:
         yield path
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     yield from sorted(map(str, versions.glob(f"{version}.*/bin/{name}")), reverse=True)
-    uv = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
-    if uv is not None or (uv := shutil.which("uv")) is not None:
+    if (uv := _uv()) is not None:
         _said(uv, "python", "install", "--quiet", version)
         if path := _said(uv, "python", "find", "--no-project", version):
             yield path
+
+
+def _uv() -> str | None:
+    beside = os.pathsep.join((str(Path(sys.executable).parent), os.defpath))
+    return shutil.which("uv", path=beside) or shutil.which("uv")
 
 
 def _is_version(python: str, version: str) -> bool:

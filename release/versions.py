@@ -15,12 +15,12 @@ import sys
 import time
 from typing import Final
 
-from interpreters import ROOT, find, make_venv, outside_environment, supported
+from interpreters import ROOT, find, make_test_venv, outside_environment, supported
 
 _FOLDER: Final = ROOT / ".venv-versions"
 _WORDS: Final = ("-c", "constraints.txt", "-e", ".[test,asgi]")
 _PYTEST: Final = (
-    "-m", "pytest", "--numprocesses=4", "--dist=loadfile", "--quiet", "-p", "no:cacheprovider",
+    "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "--quiet", "-p", "no:cacheprovider",
     "--hypothesis-profile=quick", "--ignore=tests/supervisor/compare",
 )  # fmt: skip
 _ALL: Final = ("tests/worker", "tests/proxy", "tests/supervisor")
@@ -58,7 +58,7 @@ def _test(version: str, python: str) -> tuple[str, bool]:
     log = _FOLDER / f"{version}.log"
     venv = _FOLDER / version
     _FOLDER.mkdir(exist_ok=True)
-    made = make_venv(python, venv, *_WORDS)
+    made = make_test_venv(python, venv, *_WORDS)
     others = [word for word in sys.argv[1:] if word != "--quick"]
     chosen = _ALL if others == sys.argv[1:] else _QUICK
     with log.open("w") as file:

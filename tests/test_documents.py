@@ -42,3 +42,17 @@ def test_what_a_document_names_exists(document: Path) -> None:
     text = document.read_text().partition("## Old names")[0]
     names = [name.removeprefix("./") for name in NAMED.findall(text)]
     assert [name for name in names if not exists(name)] == []
+
+
+def test_the_list_of_decisions_has_the_title_of_each_record_and_every_number() -> None:
+    folder = ROOT / "docs" / "decisions"
+    text = (folder / "README.md").read_text()
+    rows = re.findall(r"^\| \[(\d{4})\]\((\S+)\) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    files = {path.name: path.read_text() for path in sorted(folder.glob("[0-9]*.md"))}
+    assert [name for _, name, _, _ in rows] == list(files)
+    for number, name, title, status in rows:
+        assert name.startswith(f"{number}-")
+        assert files[name].startswith(f"# {number}: {title}\n\nStatus: {status.split(',')[0]}")
+    unused = re.findall(r"The number (\d{4}) is not used", text)
+    numbers = sorted([int(row[0]) for row in rows] + [int(number) for number in unused])
+    assert numbers == list(range(1, len(numbers) + 1))
