@@ -26,7 +26,7 @@ _PYTEST: Final = (
 _ALL: Final = ("tests/worker", "tests/proxy", "tests/supervisor")
 _QUICK: Final = (
     "tests/worker/channel", "tests/worker/net", "tests/worker/handoff",
-    "tests/proxy/net", "tests/proxy/tls", "tests/proxy/tcp", "tests/proxy/http1",
+    "tests/proxy/net", "tests/proxy/tls", "tests/proxy/tcp", "tests/proxy/http1/test_parser.py",
 )  # fmt: skip
 _IMPORT_ALL: Final = """
 import importlib, pkgutil
