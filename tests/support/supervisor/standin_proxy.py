@@ -30,7 +30,9 @@ class Proxy:
             handle.close()
         if message["cmd"] == ADD_MEMBER:
             self.slots[message["service"], message["member"]] = message["slot"]
-        slot = self.slots.get((message.get("service", ""), message.get("member", -1)), "")
+        slot: int | str = ""
+        if "member" in message:
+            slot = self.slots.get((message["service"], message["member"]), "")
         sys.stderr.write(f"got {message['cmd']} {slot}".strip() + "\n")
         sys.stderr.flush()
         if message["cmd"] == PING:
