@@ -92,8 +92,8 @@ class Commands:
         self._waiting.append(command)
         if not self._is_working:
             self._is_working = True
-            # At once, as far as a slice goes: what was said before a client connects is so for it.
-            self._slices.run(self._working())
+            # Not at once: many messages come in one read.
+            self._slices.run_soon(self._working())
 
     def _working(self) -> Iterator[None]:
         while self._waiting:

@@ -288,9 +288,15 @@ class Reconfiguration:
 
     async def _settle_proxies(self, prepared: Prepared) -> Problems:
         """Bring all proxies to what is in force."""
+        announce = self._proxies.certificate_reload.announce
+        stay = prepared.before.services.keys() & prepared.after.services.keys()
+        # Certificates come before what uses them: a change that begins TLS has begun when it is
+        # answered. A service that is new gets them when it is there.
+        for name in prepared.certificates.keys() & stay:
+            announce(name)
         problems = await self._proxies.updates.reconfigure()
-        for name in prepared.certificates:
-            self._proxies.certificate_reload.announce(name)
+        for name in prepared.certificates if prepared.left else prepared.certificates.keys() - stay:
+            announce(name)
         return problems
 
     async def _serve_addresses(self, prepared: Prepared) -> Problems:

@@ -158,7 +158,7 @@ class Told:
         self.works: list[Iterator[object]] = []
         self.commands = Commands(cast("Any", self), cast("Any", self))
 
-    def run(self, work: Iterator[object]) -> None:
+    def run_soon(self, work: Iterator[object]) -> None:
         self.works.append(work)
 
     def send(self, message: Any) -> None:
