@@ -6,15 +6,17 @@ skipped for them. Where CI=true it fails: a proof that is skipped everywhere pro
 For the same reason the end of a run says how much was fuzzed, and what the storms came to.
 """
 
+import asyncio
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 from tests.support.chaos.ledger import Ledger
 
@@ -90,3 +92,12 @@ def _properties(reports: list[object]) -> Iterator[tuple[str, Any]]:
     for report in reports:
         if isinstance(report, pytest.TestReport) and report.when == "teardown":
             yield from report.user_properties
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes a loop of each kind; the test closes it."""
+    make: Callable[[], asyncio.AbstractEventLoop] = request.param
+    # The first loop of a kind opens descriptors that stay.
+    make().close()
+    return make

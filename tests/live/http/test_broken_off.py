@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.live.conftest import Penstock
-    from tests.support.live.wire import Wire
 
 SHARED = """
 import asyncio, os
@@ -63,15 +62,6 @@ async def app(scope, receive, send):
 }
 
 
-def is_reset(wire: "Wire") -> bool:
-    """Read to the end. True: it was a reset, and no end of file."""
-    try:
-        wire.rest()
-    except ConnectionResetError:
-        return True
-    return False
-
-
 @pytest.mark.parametrize("kind", PROGRAMS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_client_of_http_1_0_and_the_log_can_tell_a_whole_response_from_a_part(
@@ -86,7 +76,7 @@ def test_a_client_of_http_1_0_and_the_log_can_tell_a_whole_response_from_a_part(
         wire = run.connect()
         wire.send(request(path, minor=0))
         assert wire.until(b"piece").endswith(b"\r\n\r\npiece")
-        assert is_reset(wire)
+        assert wire.is_reset()
     wire = run.connect()
     wire.send(request("/leave"))
     assert wire.until(b"piece")
@@ -103,4 +93,4 @@ def test_a_client_of_http_1_0_and_the_log_can_tell_a_whole_response_from_a_part(
     wire.send(request("/wait", minor=0))
     assert wire.until(b"piece")
     psutil.Process(run.workers()[0]["pid"]).kill()
-    assert is_reset(wire)
+    assert wire.is_reset()

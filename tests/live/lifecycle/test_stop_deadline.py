@@ -45,15 +45,6 @@ def begin(run: "Cluster", path: str, minor: int = 1) -> "Wire":
     return wire
 
 
-def is_reset(wire: "Wire") -> bool:
-    """Read to the end. True: it was a reset, and no end of file."""
-    try:
-        wire.rest()
-    except ConnectionResetError:
-        return True
-    return False
-
-
 def entry(run: "Cluster", path: str) -> dict[str, Any]:
     (found,) = (line for line in run.log if line["target"] == path)
     return found
@@ -109,7 +100,7 @@ def test_an_http_1_0_client_sees_a_reset_and_the_clean_up_runs(
     for wire in wires.values():
         assert b"piece" in wire.until(b"piece")
     run.process.terminate()
-    assert {name: is_reset(wire) for name, wire in wires.items()} == dict.fromkeys(names, True)
+    assert {name: wire.is_reset() for name, wire in wires.items()} == dict.fromkeys(names, True)
     assert run.ended() == 0
     assert f"stopped; requests and connections that were cut: {len(names)}" in run.said
     assert ": 503 " not in run.said
@@ -148,7 +139,7 @@ def test_a_client_that_has_its_whole_answer_was_not_cut_however_long_the_handler
     run.process.terminate()
     for wire in wires.values():
         # An end of file, or a reset if the machine is so slow that its close comes late.
-        is_reset(wire)
+        wire.is_reset()
     assert run.ended() == 0
     found = {name: outcome(run, name, "/answered") for name in names}
     assert found == dict.fromkeys(names, (200, "ok", 1))
@@ -212,7 +203,7 @@ def test_both_ends_of_a_relayed_connection_are_reset(
     assert wire.exactly(11) == b"half a mess"
     run.look()
     run.process.terminate()
-    assert is_reset(wire)
+    assert wire.is_reset()
     assert seen.wait(60)
     assert run.ended() == 0
     assert [line["termination"] for line in run.log] == [REASON]
@@ -243,7 +234,7 @@ def test_a_second_term_cuts_visibly_and_still_cleans_up(
     run.process.terminate()
     run.until(lambda: "stopping: " in run.said)
     run.process.terminate()
-    assert is_reset(wire)
+    assert wire.is_reset()
     assert run.ended() == 0
     assert entry(run, "/stream")["termination"] == REASON
     assert "cut: 1" in run.said
@@ -301,7 +292,7 @@ def test_the_connections_of_a_blocked_worker_are_reset_when_it_is_killed(
     run.process.terminate()
     run.ended()
     assert "web/0 did not leave within" in run.said or "cut: 1" in run.said
-    assert is_reset(wire) or "cut: 1" not in run.said
+    assert wire.is_reset() or "cut: 1" not in run.said
 
 
 def test_workers_clean_up_even_if_the_only_proxy_is_stopped(
@@ -346,7 +337,7 @@ def test_a_reload_that_meets_its_deadline_cuts_downloads_visibly(
     # What its successor has is not cut.
     new = run.connect()
     new.send(request("/slow"))
-    assert is_reset(old)
+    assert old.is_reset()
     run.until(lambda: cleaned(run) == 1)
     (tmp_path / "go-on").touch()
     assert new.answer().status == 200
@@ -415,5 +406,5 @@ def test_a_killed_worker_leaves_no_clean_end_to_a_relayed_client(
     assert wire.exactly(11) == b"half a mess"
     run.process.send_signal(signal.SIGHUP)
     settled(run, 1, before)
-    assert is_reset(wire)
+    assert wire.is_reset()
     run.until(lambda: "did not leave within 2 s and is killed" in run.said)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvloop
 from tests.support.descriptors import descriptors
 
 from penstock_proxy.config import Timeouts
@@ -154,12 +153,10 @@ class Harness:
         self.loop.run_until_complete(asyncio.sleep(0))
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    # The first loop of a kind opens some that stay.
-    request.param().close()
+@pytest.fixture
+def harness(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Harness]:
     before = descriptors()
-    loop: asyncio.AbstractEventLoop = request.param()
+    loop = new_loop()
     harness = Harness(loop)
     yield harness
     for relay in harness.relays:

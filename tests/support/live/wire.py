@@ -97,6 +97,14 @@ class Wire:
                 self._more()
         return self.exactly(len(self._buffer))
 
+    def is_reset(self) -> bool:
+        """Read to the end. True: it was a reset, and no end of file."""
+        try:
+            self.rest()
+        except ConnectionResetError:
+            return True
+        return False
+
     def chunks(self) -> tuple[bytes, bytes]:
         """A chunked body and its trailers."""
         body = b""

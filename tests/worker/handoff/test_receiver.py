@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-import uvloop
 from tests.support.descriptors import descriptors
 from tests.support.worker.links import fill, pair
 
@@ -99,12 +98,10 @@ class Worker:
             stream.close()
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
-    # The first loop of a kind opens descriptors that stay open.
-    request.param().close()
+@pytest.fixture
+def worker(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Worker]:
     before = descriptors()
-    loop: asyncio.AbstractEventLoop = request.param()
+    loop = new_loop()
     made = Worker(loop)
     yield made
     made.close()

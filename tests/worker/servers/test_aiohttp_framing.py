@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from tests.support.worker.broken_off import BrokenOffError, until_end
 
 from penstock_worker.servers.aiohttp_server import AiohttpServer
 
@@ -54,24 +55,6 @@ async def stream(request: web.Request) -> Any:
 
 async def whole(_request: web.Request) -> web.Response:
     return web.Response(text="onetwo")
-
-
-class BrokenOffError(Exception):
-    """A reset. `got` is what came before."""
-
-    def __init__(self, got: bytes) -> None:
-        super().__init__(got[-100:])
-        self.got = got
-
-
-async def until_end(reader: asyncio.StreamReader) -> bytes:
-    got = bytearray()
-    try:
-        while piece := await reader.read(1 << 20):
-            got += piece
-    except ConnectionResetError:
-        raise BrokenOffError(bytes(got)) from None
-    return bytes(got)
 
 
 async def refuse_once(request: web.Request, response: web.StreamResponse) -> None:

@@ -10,19 +10,12 @@ from typing import Any
 
 import pytest
 import uvicorn
+from tests.support.worker.broken_off import BrokenOffError, until_end
 
 from penstock_worker.servers.asgi_server import AsgiServer
 
 MUCH = bytes(16 << 20)
 """More than the buffers of a connection hold: it is written long after it was sent."""
-
-
-class BrokenOffError(Exception):
-    """A reset. `got` is what came before."""
-
-    def __init__(self, got: bytes) -> None:
-        super().__init__(got[-100:])
-        self.got = got
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -70,16 +63,6 @@ async def go_on(then: str, receive: Any, send: Any) -> None:
         await receive()
     if then == "much":
         await send({"type": "http.response.body", "body": MUCH})
-
-
-async def until_end(reader: asyncio.StreamReader) -> bytes:
-    got = bytearray()
-    try:
-        while piece := await reader.read(1 << 20):
-            got += piece
-    except ConnectionResetError:
-        raise BrokenOffError(bytes(got)) from None
-    return bytes(got)
 
 
 async def ask(

@@ -131,13 +131,18 @@ class Load:
             for client in paused:
                 self._send_next(client, now)
 
-    def _on_done(self, client: Client, error: str) -> None:
-        """Closed loop: a request has ended, so the next one follows."""
+    def _count(self, client: Client, error: str) -> float:
+        """A request has ended. Returns when."""
         now = monotonic()
         if error:
             self._errors[error] += 1
         else:
             self._latencies.append(now - client.due)
+        return now
+
+    def _on_done(self, client: Client, error: str) -> None:
+        """Closed loop: a request has ended, so the next one follows."""
+        now = self._count(client, error)
         if now >= self._end:
             return
         if error == "connect":
@@ -155,11 +160,7 @@ class Load:
         """Open loop: a request has ended, so its client is free for one that is due."""
         schedule = self._schedule
         assert schedule is not None
-        now = monotonic()
-        if error:
-            self._errors[error] += 1
-        else:
-            self._latencies.append(now - client.due)
+        now = self._count(client, error)
         if now >= self._end:
             return
         if due := schedule.take(now):
