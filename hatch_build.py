@@ -33,7 +33,7 @@ COMPILED = {
         "http/client_connection", "http/client_control",
         "http/client_identity", "http/connection_pool", "http/context", "http/downstream",
         "http/ended_request", "http/exchange", "http/open_clients", "http/retried_request",
-        "http/retry", "http/upgrade", "http/upstream_request",
+        "http/retry", "http/upgrade", "http/upstream_connection", "http/upstream_request",
         "http/worker_connection", "http1/authentication", "http1/chunked",
         "http1/error_response", "http1/field_lines", "http1/fields",
         "http1/parser", "http1/request", "http1/request_body", "http1/response",

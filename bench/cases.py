@@ -16,7 +16,8 @@ from penstock_proxy.config import Balance, Ejection, Health, Limits, ServiceConf
 from penstock_proxy.errors import BAD_REQUEST
 from penstock_proxy.http.client_connection import ClientConnection
 from penstock_proxy.http.connection_pool import ConnectionPool
-from penstock_proxy.http.worker_connection import ResponseReceiver, WorkerConnection
+from penstock_proxy.http.upstream_connection import ResponseReceiver
+from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.http1 import parser
 from penstock_proxy.http1.chunked import Chunked
 from penstock_proxy.http1.request import HeaderRewriter

@@ -24,8 +24,6 @@ from functools import partial
 from signal import Signals
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock_proxy.messages import REOPEN
-from penstock_supervisor import blocking
 from penstock_supervisor.assembly import Basis, Hooks, assemble
 from penstock_supervisor.children.child import Child
 from penstock_supervisor.children.events import Events
@@ -46,14 +44,14 @@ from penstock_supervisor.kernel import procfs
 from penstock_supervisor.names.first_lookup import Endpoints, look_up_all
 from penstock_supervisor.names.lookup import Lookups
 from penstock_supervisor.process import rlimits
+from penstock_supervisor.rollout import log_reopening
 from penstock_supervisor.rollout.condition import Condition
 from penstock_supervisor.rollout.descriptors import descriptors_needed
 from penstock_supervisor.rollout.records import RolloutRecords
-from penstock_supervisor.rollout.reloading import READ_S, Reloading
+from penstock_supervisor.rollout.reloading import Reloading
 from penstock_supervisor.rollout.stop_sequence import StopSequence
 from penstock_supervisor.rollout.versions import has_slot
 from penstock_supervisor.snapshot import ReloadAnswer, RolloutView, Snapshot
-from penstock_worker import contract
 from penstock_worker.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -262,20 +260,11 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have proxies and workers open their access logs again, after a rotation of the files."""
         if self._started:
-            task = self._tasks.create_task(self._reopen_logs())
+            task = self._tasks.create_task(
+                log_reopening.reopen(self._resources, self._proxies, self._slots)
+            )
             self._reopening.add(task)
             task.add_done_callback(self._reopening.discard)
-
-    async def _reopen_logs(self) -> None:
-        # In a thread: the disk of a log may be slow, or a network's.
-        try:
-            await blocking.within(READ_S, "logs", self._resources.hand_over_logs)
-        except blocking.BlockedError as error:
-            _log.warning("the access logs may not be given to the user: %s", error)
-        self._proxies.send_to_all({"cmd": REOPEN})
-        for child in self._slots.workers():
-            if contract.ACCESS_LOG in child.plan.environment:
-                child.send({"cmd": contract.REOPEN})
 
     async def take_snapshot(self, deadline_s: float) -> Snapshot:
         """The state of the run now. Children have `deadline_s` to answer with their statistics."""

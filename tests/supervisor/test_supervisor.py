@@ -4,7 +4,7 @@ Workers are real processes, the proxy is a stand-in that logs its messages, and 
 is in this process, so that a test can look at both ends.
 
 Covers `assembly`, `child_events`, `children/diagnosis` and `control/endpoints`.
-Covers `observability/collect` and `rollout/resources`.
+Covers `observability/collect`, `rollout/resources` and `rollout/log_reopening`.
 """
 
 import asyncio

@@ -31,7 +31,8 @@ from typing import Final
 
 from penstock_proxy.balancing.member_state import MemberState
 from penstock_proxy.balancing.pool import Member
-from penstock_proxy.http.worker_connection import Binding, ResponseReceiver, WorkerConnection
+from penstock_proxy.http.upstream_connection import Binding, ResponseReceiver, UpstreamConnection
+from penstock_proxy.http.worker_connection import WorkerConnection
 from penstock_proxy.http1.response import IDLE_S, ResponseHeads
 from penstock_proxy.net import tcp_info
 from penstock_proxy.net.connector import Connecting, connect, error_text, fault_of
@@ -80,9 +81,9 @@ class ConnectionPool:
         self._wanted_idle = max_idle
         # The others have no header, and would be used for clients that need one.
         self._max_idle = 0 if service.proxy_version else max_idle
-        self._idle: dict[int, deque[WorkerConnection]] = {}
+        self._idle: dict[int, deque[UpstreamConnection]] = {}
         """By number of the worker; the most recently used is at the right."""
-        self._bound: dict[WorkerConnection, None] = {}
+        self._bound: dict[UpstreamConnection, None] = {}
         """Those of one client each that are idle; the most recently used is the last."""
         self._closes_after: dict[int, tuple[float, float]] = {}
         """By number of the worker: after how many idle seconds it closed a connection, and until
@@ -133,14 +134,14 @@ class ConnectionPool:
         self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
 
-    def _connection_lost(self, connection: WorkerConnection) -> None:
+    def _connection_lost(self, connection: UpstreamConnection) -> None:
         self._service.fd_budget.upstreams -= 1
         self._service.counters.upstreams -= 1
         self._forget(connection)
 
     # -- idle connections
 
-    def take(self, member: Member, now: float) -> WorkerConnection | None:
+    def take(self, member: Member, now: float) -> UpstreamConnection | None:
         """Take a connection for a request that can be sent again."""
         idle = self._idle.get(member.number)
         while idle:
@@ -155,7 +156,7 @@ class ConnectionPool:
             connection.transport.close()
         return None
 
-    def take_fresh(self, member: Member, now: float) -> WorkerConnection | None:
+    def take_fresh(self, member: Member, now: float) -> UpstreamConnection | None:
         """Take a connection for a request that must not be sent twice.
 
         It is one that the worker is not expected to close yet.
@@ -169,13 +170,13 @@ class ConnectionPool:
                 return connection
         return None
 
-    def _may_close_soon(self, connection: WorkerConnection, now: float) -> bool:
+    def _may_close_soon(self, connection: UpstreamConnection, now: float) -> bool:
         closes_after, until = self._closes_after.get(connection.member.number, (IDLE_S, 0.0))
         if until < now:
             closes_after = IDLE_S
         return now - connection.idle_since >= min(closes_after, connection.max_idle_s) - _SPARE_S
 
-    def _is_established(self, connection: WorkerConnection, now: float) -> bool:
+    def _is_established(self, connection: UpstreamConnection, now: float) -> bool:
         """Ask the kernel. False: the worker has closed the connection, and now so have we."""
         connection.acked_before = tcp_info.acknowledged(connection.transport)
         if connection.acked_before != tcp_info.CLOSED:
@@ -184,7 +185,7 @@ class ConnectionPool:
         connection.transport.close()
         return False
 
-    def put(self, connection: WorkerConnection, now: float) -> None:
+    def put(self, connection: UpstreamConnection, now: float) -> None:
         """Put a connection back for the next request, or close it."""
         member, transport = connection.member, connection.transport
         if connection.binding is not None:
@@ -209,13 +210,13 @@ class ConnectionPool:
     # They are no more than clients, and `fd_budget` counts two descriptors for each client. So they
     # need no other limit, and none is ended for others (`end_oldest`) while its client is there.
 
-    def bind(self, connection: WorkerConnection, binding: Binding) -> None:
+    def bind(self, connection: UpstreamConnection, binding: Binding) -> None:
         """Only this client may use the connection from now on, until one of both ends."""
         if connection.binding is None:
             binding.end()
             connection.bind(binding, self._responses)
 
-    def take_bound(self, connection: WorkerConnection, now: float, *, may_repeat: bool) -> bool:
+    def take_bound(self, connection: UpstreamConnection, now: float, *, may_repeat: bool) -> bool:
         """Take a client's own connection for its next request. False: that would not be safe, and
         it is closed.
 
@@ -235,7 +236,7 @@ class ConnectionPool:
         connection.transport.close()
         return False
 
-    def _put_bound(self, connection: WorkerConnection, now: float) -> None:
+    def _put_bound(self, connection: UpstreamConnection, now: float) -> None:
         """Keep it for its client. In panic mode that may be a worker that is not in the rotation:
         an authentication takes several requests."""
         member = connection.member
@@ -246,7 +247,7 @@ class ConnectionPool:
         connection.idle_since = now
         self._bound[connection] = None
 
-    def note_idle_close(self, connection: WorkerConnection, now: float) -> None:
+    def note_idle_close(self, connection: UpstreamConnection, now: float) -> None:
         """Note that the worker closed a connection while it was idle, and after how long."""
         seconds = now - connection.idle_since
         before, until = self._closes_after.get(connection.member.number, (IDLE_S, 0.0))
@@ -254,7 +255,7 @@ class ConnectionPool:
             seconds = min(seconds, before)
         self._closes_after[connection.member.number] = (seconds, now + _REMEMBERED_S)
 
-    def _forget(self, connection: WorkerConnection) -> None:
+    def _forget(self, connection: UpstreamConnection) -> None:
         """Forget a connection that is lost."""
         binding = connection.binding
         if binding is not None:
@@ -282,7 +283,7 @@ class ConnectionPool:
                 connection.transport.close()
             yield
 
-    def _close(self, connections: Iterable[WorkerConnection]) -> None:
+    def _close(self, connections: Iterable[UpstreamConnection]) -> None:
         """Close all of these, which are not among the idle ones any more."""
         self._service.reactor.slices.run(_closing(connections))
 
@@ -328,7 +329,7 @@ class ConnectionPool:
         wall = now + self._service.error_log.wall_offset
         self._responses.tick(wall)
         self._single_responses.tick(wall)
-        overdue: list[WorkerConnection] = []
+        overdue: list[UpstreamConnection] = []
         for idle in self._idle.values():
             while (
                 idle
@@ -348,7 +349,7 @@ class ConnectionPool:
             del self._closes_after[number]
 
 
-def _closing(connections: Iterable[WorkerConnection]) -> Iterator[None]:
+def _closing(connections: Iterable[UpstreamConnection]) -> Iterator[None]:
     for connection in connections:
         connection.transport.close()
         yield

@@ -11,7 +11,7 @@ native ones.
 from penstock_proxy.errors import Fault
 from penstock_proxy.http.context import HttpContext
 from penstock_proxy.http.open_clients import ClientHandle
-from penstock_proxy.http.worker_connection import Binding
+from penstock_proxy.http.upstream_connection import Binding
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.net.transport import Transport
 

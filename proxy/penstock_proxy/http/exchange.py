@@ -19,7 +19,7 @@ from penstock_proxy.http.client_closing import MAX_SKIPPED
 from penstock_proxy.http.downstream import Downstream
 from penstock_proxy.http.ended_request import EndedRequest
 from penstock_proxy.http.retry import Failure
-from penstock_proxy.http.worker_connection import LENGTH, BodyFraming, WorkerConnection
+from penstock_proxy.http.upstream_connection import LENGTH, BodyFraming, UpstreamConnection
 from penstock_proxy.http1.parser import RequestLine
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import RequestBody
@@ -67,7 +67,7 @@ class Exchange(EndedRequest):
         else:
             self.dispatch()
 
-    def send_request(self, connection: WorkerConnection) -> None:
+    def send_request(self, connection: UpstreamConnection) -> None:
         """Send all of the request that has arrived over this connection."""
         self.connection = connection
         if self.prepared.authenticates:
@@ -286,7 +286,7 @@ class Exchange(EndedRequest):
             self.client.skip(left)
 
     def worker_connection_lost(
-        self, connection: WorkerConnection, fault: errors.Fault, failure: Failure
+        self, connection: UpstreamConnection, fault: errors.Fault, failure: Failure
     ) -> None:
         if self.answered:
             self.connection = None
@@ -294,7 +294,7 @@ class Exchange(EndedRequest):
         else:
             super().worker_connection_lost(connection, fault, failure)
 
-    def upgraded(self, connection: WorkerConnection, response: Response, rest: bytes) -> None:
+    def upgraded(self, connection: UpstreamConnection, response: Response, rest: bytes) -> None:
         """The worker switches to another protocol: from now on both connections are a duplex."""
         offers = self.prepared.framing.upgrade
         if not (self.request_done and upgrade.was_offered(response, offers)):

@@ -26,8 +26,8 @@ from penstock_proxy.http.retry import (
     RetryState,
     closed_while_idle,
 )
+from penstock_proxy.http.upstream_connection import UpstreamConnection
 from penstock_proxy.http.upstream_request import UpstreamRequest
-from penstock_proxy.http.worker_connection import WorkerConnection
 
 
 class RetriedRequest(UpstreamRequest):
@@ -41,7 +41,7 @@ class RetriedRequest(UpstreamRequest):
         self._attempt_failed(Failure.UNSENT, fault, reason, reason)
 
     def worker_connection_lost(
-        self, connection: WorkerConnection, fault: Fault, failure: Failure
+        self, connection: UpstreamConnection, fault: Fault, failure: Failure
     ) -> None:
         """The worker's connection ended before the response did."""
         service, member = self.client.service, self.member
@@ -56,7 +56,7 @@ class RetriedRequest(UpstreamRequest):
         final = "in the middle of an answer" if self.response_started else ""
         self._attempt_failed(failure, fault, "before it answered", final)
 
-    def discard_408(self, connection: WorkerConnection) -> bool:
+    def discard_408(self, connection: UpstreamConnection) -> bool:
         """The worker closes a kept connection with a 408, which may have been sent before this
         request came, and says that none has (RFC 9110 §15.5.9). True: the request is sent again."""
         retry_state = self.retry_state or RetryState(self.client.service.config.retries)

@@ -6,7 +6,7 @@ connections are closed.
 """
 
 from penstock_proxy.http.downstream import Downstream
-from penstock_proxy.http.worker_connection import WorkerConnection
+from penstock_proxy.http.upstream_connection import UpstreamConnection
 from penstock_proxy.http1.response import Response
 from penstock_proxy.tcp.duplex import ClientHalf, DuplexOwner
 
@@ -21,7 +21,7 @@ def head(response: Response) -> bytes:
     return response.head + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n\r\n"
 
 
-def join(client: Downstream, connection: WorkerConnection, owner: DuplexOwner) -> None:
+def join(client: Downstream, connection: UpstreamConnection, owner: DuplexOwner) -> None:
     """Join the two connections of an exchange to one duplex."""
     service = client.service
     half = ClientHalf(service.reactor, service.counters, service.timers, service.timeouts, owner)

@@ -19,7 +19,7 @@ from penstock_proxy.http.retry import (
     IDEMPOTENT,
     RetryState,
 )
-from penstock_proxy.http.worker_connection import Binding, ResponseReceiver, WorkerConnection
+from penstock_proxy.http.upstream_connection import Binding, ResponseReceiver, UpstreamConnection
 from penstock_proxy.http1.request import PreparedRequest
 from penstock_proxy.http1.request_body import MAX_REPLAYED
 from penstock_proxy.net.tcp_info import acknowledged
@@ -32,7 +32,7 @@ class UpstreamRequest(ResponseReceiver):
     # attributes would be a tenth of an exchange's cost.
     connect_s: float | None = None
     member: Member | None = None
-    connection: WorkerConnection | None = None
+    connection: UpstreamConnection | None = None
     response_started = False
     """The final response has begun."""
     retries = 0
@@ -73,7 +73,7 @@ class UpstreamRequest(ResponseReceiver):
         self.expire_in(service.timeouts.connect)
         service.connections.connect(member, self, client.proxy_header)
 
-    def _dispatch_bound(self, connection: WorkerConnection) -> bool:
+    def _dispatch_bound(self, connection: UpstreamConnection) -> bool:
         """Send it over the client's own connection, or let it wait for the worker of that. False:
         any worker may have it, because that connection has ended, or can carry it no more."""
         service, member = self.client.service, connection.member
@@ -95,14 +95,14 @@ class UpstreamRequest(ResponseReceiver):
         self.send_request(connection)
         return True
 
-    def bind(self, connection: WorkerConnection) -> None:
+    def bind(self, connection: UpstreamConnection) -> None:
         """The connection is being authenticated: only this client may use it from now on."""
         client = self.client
         if client.binding is None:
             client.binding = Binding()
         client.service.connections.bind(connection, client.binding)
 
-    def _reusable(self, member: Member) -> WorkerConnection | None:
+    def _reusable(self, member: Member) -> UpstreamConnection | None:
         """An idle connection that is safe for this request even if its worker closes it, if any."""
         connections, retry_state = self.client.service.connections, self.retry_state
         framing = self.prepared.framing
@@ -114,7 +114,7 @@ class UpstreamRequest(ResponseReceiver):
             return connections.take(member, self.started)
         return connections.take_fresh(member, monotonic())
 
-    def connected(self, connection: WorkerConnection) -> None:
+    def connected(self, connection: UpstreamConnection) -> None:
         """A new connection to the worker is established."""
         self.connect_s = monotonic() - self.started
         self.client.service.counters.connect.observe(self.connect_s)
@@ -219,7 +219,7 @@ class UpstreamRequest(ResponseReceiver):
         """Was nothing sent to the client yet, and can the whole request be sent again?"""
         raise NotImplementedError
 
-    def send_request(self, connection: WorkerConnection) -> None:
+    def send_request(self, connection: UpstreamConnection) -> None:
         """Send all of the request that has arrived over this connection."""
         raise NotImplementedError
 

@@ -35,10 +35,10 @@ from penstock_supervisor.children.slots import Slots
 from penstock_supervisor.children.stop_times import stop_message, worker_stop_s
 from penstock_supervisor.config.model import Config
 from penstock_supervisor.errors import ReloadRefused, StartError
-from penstock_supervisor.listeners.service_listeners import ServiceListeners
 from penstock_supervisor.rollout import preparation
 from penstock_supervisor.rollout.changed_checks import Asked, ChangedChecks
 from penstock_supervisor.rollout.condition import Condition
+from penstock_supervisor.rollout.new_addresses import NewAddresses, log_problems
 from penstock_supervisor.rollout.preparation import READ_S, Prepared, Sockets
 from penstock_supervisor.rollout.proxies import Proxies
 from penstock_supervisor.rollout.proxy_updates import Problems
@@ -77,11 +77,10 @@ class Reconfiguration:
         self._worker_checks = worker_checks
         self._condition = condition
         self._checks = ChangedChecks(resources, slots, rotation, worker_checks, condition)
+        self._addresses = NewAddresses(loop, resources, proxies, rotation, condition)
         self._on_forgotten = on_forgotten
         self._unfinished: list[Prepared] = []
         """Changes whose removed services have not been forgotten."""
-        self._opening: asyncio.Task[None] | None = None
-        """Opens new services when they can serve."""
         self._left: Prepared | None = None
         """What the next change goes on from."""
         self._preparing = asyncio.Lock()
@@ -89,8 +88,7 @@ class Reconfiguration:
         self._checking: asyncio.Task[bool] | None = None
 
     def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
+        self._addresses.close()
 
     # The steps.
 
@@ -134,13 +132,13 @@ class Reconfiguration:
         try:
             problems = await self._settle_proxies(prepared)
             problems = problems or await self._checks.problems(asked)
-            problems = problems or await self._serve_addresses(prepared)
+            problems = problems or await self._addresses.serve(prepared)
             problems = problems or await self._settle_number()
         except StartError as error:
             problems = (str(error),)
         if problems:
             raise ReloadRefused(problems)
-        self._opening = self._loop.create_task(self._open_when_served(prepared))
+        self._addresses.serve_when_workers_do(prepared)
 
     async def _hand_over_logs(self, config: Config) -> None:
         try:
@@ -151,19 +149,17 @@ class Reconfiguration:
     async def finish(self, prepared: Prepared) -> None:
         """After the workers. Services that are removed accept nobody any more; see `removals`."""
         resources, updates = self._resources, self._proxies.updates
-        await self._end_opening()
-        for name in self._unopened(prepared):
-            await self._open_new(name)
+        await self._addresses.serve_the_rest(prepared)
         moved = self._close_our_copies(prepared)
         for name in moved - prepared.taken.keys():
             if resources.services[name].has_proxy:
                 updates.unlisten(name)
         if prepared.removed:
-            self._log_problems(await updates.reconfigure())
+            log_problems(await updates.reconfigure())
             self._announce_end(prepared)
         for name in prepared.taken:
             resources.withheld.discard(name)
-            self._log_problems(await updates.listen(name))
+            log_problems(await updates.listen(name))
             if name in moved:
                 updates.unlisten(name)
         self._proxies.cover_again()
@@ -192,12 +188,12 @@ class Reconfiguration:
 
     async def leave(self, prepared: Prepared) -> None:
         """It is superseded. The next change goes on from here."""
-        await self._end_opening()
+        await self._addresses.stop_waiting()
         self._left = prepared
 
     async def revert(self, prepared: Prepared) -> None:
         """Back to the configuration before. Workers that were added are gone already."""
-        await self._end_opening()
+        await self._addresses.stop_waiting()
         self._left = None
         if prepared.sockets is None:
             prepared.on_failure.close()
@@ -223,7 +219,7 @@ class Reconfiguration:
         for name in prepared.added:
             self._forget(name)
         self._is_changing = False
-        self._log_problems(tuple(problems))
+        log_problems(tuple(problems))
 
     # What they consist of.
 
@@ -299,55 +295,6 @@ class Reconfiguration:
             announce(name)
         return problems
 
-    async def _serve_addresses(self, prepared: Prepared) -> Problems:
-        """Serve what is new, where somebody is there who serves."""
-        problems: list[str] = []
-        for name in prepared.opened | prepared.again:
-            service = prepared.after.services[name]
-            waits = name in prepared.added and service.has_proxy and service.has_program
-            if not waits:
-                problems += await self._serve(name, self._resources.listeners[name])
-        return tuple(problems)
-
-    def _unopened(self, prepared: Prepared) -> set[str]:
-        """New services that nobody can connect to yet."""
-        return {
-            name
-            for name in (prepared.added & prepared.after.services.keys()) - prepared.taken.keys()
-            if not self._resources.listeners[name].is_listening
-        }
-
-    async def _open_when_served(self, prepared: Prepared) -> None:
-        """An open port means that a worker answers."""
-        while unopened := self._unopened(prepared):
-            await self._condition.wait_until(
-                lambda: not unopened.isdisjoint(self._rotation.services_up())
-            )
-            for name in unopened & self._rotation.services_up():
-                await self._open_new(name)
-
-    async def _end_opening(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait({self._opening})
-            self._opening = None
-
-    async def _open_new(self, name: str) -> None:
-        try:
-            self._log_problems(await self._serve(name, self._resources.listeners[name]))
-        except StartError as error:
-            # Bound it was; whoever listens there now was faster.
-            _log.error("%s", error)
-
-    async def _serve(self, name: str, listeners: ServiceListeners) -> Problems:
-        listeners.listen()
-        if not self._resources.services[name].has_proxy:
-            return ()
-        problems = await self._proxies.updates.listen(name)
-        self._proxies.cover_again()
-        self._proxies.use_plans()
-        return problems
-
     async def _settle_number(self) -> Problems:
         """Start the proxies that are new, and end those that are not needed."""
         self._proxies.use_number()
@@ -402,7 +349,3 @@ class Reconfiguration:
                         await asyncio.sleep(_LOOK_EVERY_S)
         self._use_proxies()
         return True
-
-    def _log_problems(self, problems: Problems) -> None:
-        for text in problems:
-            _log.error("a proxy has not followed: %s", text)

@@ -3,7 +3,7 @@
 The tests run a whole `runtime/service`.
 The fixture `harness` checks at the end of each test that nothing is left open or counted.
 Covers `http/upstream_request`, `http/retried_request`, `http/ended_request`.
-Covers `http/worker_connection`, `http/context` and `http/downstream`.
+Covers `http/upstream_connection`, `http/worker_connection`, `http/context`, `http/downstream`.
 """
 
 from typing import NamedTuple

@@ -3,6 +3,7 @@
 Proxies and workers are real processes.
 
 Covers `children/live_settings`, `rollout/preparation` and `rollout/proxy_updates`.
+Covers `rollout/new_addresses`.
 """
 
 import asyncio
